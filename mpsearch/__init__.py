@@ -1,0 +1,45 @@
+"""mpsearch: the best bit-width for every layer of an image generator, under a budget, with proof."""
+
+from importlib.metadata import version
+
+from mpsearch.api import allocate, estimate, export, search, validate
+from mpsearch.errors import (
+    ArtifactError,
+    CalibrationError,
+    InfeasibleBudget,
+    ModelError,
+    MpsearchError,
+    UsageError,
+)
+from mpsearch.export import load_packed
+from mpsearch.layers import find_layers
+from mpsearch.quant import quantized
+from mpsearch.types import BitMap, Budget, Format, Layer, Layers, QualityReport, Solution, Table, Unit
+
+__version__ = version("mpsearch")
+
+__all__ = [
+    "ArtifactError",
+    "BitMap",
+    "Budget",
+    "CalibrationError",
+    "Format",
+    "InfeasibleBudget",
+    "Layer",
+    "Layers",
+    "ModelError",
+    "MpsearchError",
+    "QualityReport",
+    "Solution",
+    "Table",
+    "Unit",
+    "UsageError",
+    "allocate",
+    "estimate",
+    "export",
+    "find_layers",
+    "load_packed",
+    "quantized",
+    "search",
+    "validate",
+]

@@ -1,0 +1,271 @@
+"""The Python surface: one function a verb, and ``allocate`` for all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.calibration import Calibration, Progress, outputs, silent
+from mpsearch.cost import COSTS
+from mpsearch.errors import CalibrationError, ModelError, UsageError
+from mpsearch.export import EXPORTERS, payload_bytes
+from mpsearch.features import pooled_pixels
+from mpsearch.layers import find_layers
+from mpsearch.model import device_of
+from mpsearch.protocols import Estimator, FeatureNet, Solver
+from mpsearch.quality import Reference, distances, paired_quality
+from mpsearch.quant import WeightBank, applied
+from mpsearch.quant.context import with_ranges
+from mpsearch.registry import lookup, make
+from mpsearch.search import SOLVERS, Bayes, Refine, solve
+from mpsearch.sensitivity import ESTIMATORS
+from mpsearch.subject import Memo, Subject
+from mpsearch.types import FLOAT, BitMap, Budget, Format, Layers, Limit, Problem, QualityReport, Solution, Table, parse_formats
+
+FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
+
+EFFORTS: Mapping[str, tuple[Solver, ...]] = {
+    "fast": (),
+    "standard": (Refine(evaluations=100),),
+    "thorough": (Refine(evaluations=400), Bayes(evaluations=100)),
+}
+
+
+def allocate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    budgets: Iterable[str | Budget] = ("bits<=4",),
+    formats: Iterable[str | Format] = FORMATS,
+    effort: str = "standard",
+    seed: int = 0,
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+    progress: Progress = silent,
+) -> Solution:
+    """Find the best format for every layer under the budgets. ``model`` is left bit for bit as it was.
+
+    Args:
+        model: any image generator.
+        batches: calibration inputs, a sequence of tuples of positional arguments; no labels.
+        budgets: ``bits<=4``, ``size<=20%``, ``bops<=30%``, ``size<=100KiB`` …; all of them hold.
+        formats: the choices of every layer.
+        effort: ``fast`` = one-pass table and exact solve; ``standard`` = then local search on the true error;
+            ``thorough`` = a longer one, and Bayesian search.
+        seed: same seed, same answer.
+        include: globs of layers to quantize.
+        exclude: globs of layers to leave float.
+        progress: called with (what, done, total).
+
+    Raises:
+        InfeasibleBudget: no map meets the budgets; the message says the smallest feasible value.
+        UsageError, ModelError, CalibrationError: unusable arguments, generator or inputs.
+
+    Example:
+        >>> solution = mpsearch.allocate(generator, [(z,)], budgets=["bits<=4"])
+        >>> solution.bitmap["up8.conv1.weight"].weight_bits
+        4
+    """
+    lookup("effort", EFFORTS, effort)
+    subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress)
+    table = ESTIMATORS["one-pass"](seed=seed)(subject, parse_formats(formats))  # type: ignore[call-arg]
+    return search(table, subject.layers, budgets, with_seed(EFFORTS[effort], seed), subject)
+
+
+def estimate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    formats: Iterable[str | Format] = FORMATS,
+    estimator: str | Estimator = "one-pass",
+    seed: int = 0,
+    **options: Any,
+) -> Table:
+    """Damage of every layer in every format.
+
+    Args:
+        model: any image generator; left as it was.
+        batches: calibration inputs.
+        formats: the choices.
+        estimator: ``one-pass``, ``perturbation``, ``hessian``, ``fid-proxy``, or an instance of one.
+        seed: of inner noise of the generator.
+        options: fields of the estimator, such as ``probes=64``.
+    """
+    method = make("estimator", ESTIMATORS, estimator, options) if isinstance(estimator, str) else estimator
+    return method(make_subject(model, batches, seed=seed), parse_formats(formats))
+
+
+def make_subject(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Layers | None = None,
+    seed: int = 0,
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+    memo: Memo | None = None,
+    progress: Progress = silent,
+) -> Subject:
+    """Check the inputs and the generator, find the layers, and put everything on one device."""
+    calibration = Calibration.of(batches, device_of(model), seed)
+    if layers is None:
+        layers = find_layers(model, calibration.batches[0], include, exclude)
+    return Subject(model, layers, calibration, memo, progress)
+
+
+def search(
+    table: Table,
+    layers: Layers,
+    budgets: Iterable[str | Budget],
+    solvers: Sequence[Solver] | str = "ilp",
+    subject: Subject | None = None,
+) -> Solution:
+    """The best map under the budgets, from a damage table (ours or another tool's).
+
+    Args:
+        table: one row a layer.
+        layers: what the costs are computed from.
+        budgets: at least one.
+        solvers: names or instances of what may improve on the exact solution; ``ilp`` adds nothing to it.
+        subject: the generator, to judge maps by their true error; without it the table decides.
+    """
+    limits = [_limit(budget, layers, table) for budget in ([budgets] if isinstance(budgets, str) else budgets)]
+    if not limits:
+        raise UsageError("no budget given: name at least one, such as bits<=4")
+    others = [cost for cost in COSTS if cost not in {limit.budget.cost for limit in limits}]
+    reported = [*limits, *(_limit(Budget(cost, 1.0, True), layers, table) for cost in others)]
+    if isinstance(solvers, str):
+        solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
+    before = subject.evaluations if subject else 0
+    problem = Problem(table, tuple(limits), subject.error if subject else None)
+    solution = solve(problem, solvers, reported)
+    if subject is None:
+        return solution
+    spent = subject.evaluations - before
+    return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
+
+
+def _limit(budget: str | Budget, layers: Layers, table: Table) -> Limit:
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    cost = lookup("cost", COSTS, budget.cost)()
+    costs = cost(layers, table.formats)
+    full = cost(layers, (FLOAT,))
+    total = float(full.values.sum()) + full.constant
+    return Limit(budget, costs, budget.absolute(total), total)
+
+
+def with_seed(solvers: Sequence[Solver], seed: int) -> tuple[Solver, ...]:
+    """The same solvers, those that draw at random with this seed."""
+    return tuple(replace(s, seed=seed) if isinstance(s, Bayes) else s for s in solvers)
+
+
+def validate(
+    model: nn.Module,
+    bitmap: Mapping[str, Format | str],
+    batches: Iterable[Any],
+    features: FeatureNet = pooled_pixels,
+    reference: Reference | None = None,
+    more: Iterable[Any] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> QualityReport:
+    """Compare the quantized with the float generator on held-back inputs.
+
+    Args:
+        model: the float generator; left as it was.
+        bitmap: layer name → format, with activation ranges (a map without them gets ranges fitted on ``batches``).
+        batches: held-back inputs for the paired PSNR and SSIM.
+        features: feature network of the distances.
+        reference: real features; without them, those of the float generator on ``batches``.
+        more: further held-back inputs for the distances; by default ``batches``.
+        seed: of the bootstrap and of inner noise.
+        progress: called with (what, done, total).
+    """
+    device = device_of(model)
+    pairs = Calibration.of(batches, device, seed)
+    many = pairs if more is None else Calibration.of(more, device, seed + len(pairs))
+    bank = WeightBank(model)
+    bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), pairs, bank)
+    before = outputs(model, pairs)
+    float_features = featurise(model, many, features, progress, "float images")
+    with applied(model, bitmap, bank):
+        after = outputs(model, pairs)
+        small_features = featurise(model, many, features, progress, "quantized images")
+    target = reference or Reference(torch.cat([features(b).cpu() for b in before]).float(), "float generator")
+    if target.features.shape[1] != float_features.shape[1]:
+        raise CalibrationError(
+            f"the reference has {target.features.shape[1]} features, the feature network gives {float_features.shape[1]}"
+        )
+    mse, psnr, similarity = paired_quality(before, after, seed=seed)
+    fd_float, kid_float = distances(float_features, target, seed=seed)
+    fd_small, kid_small = distances(small_features, target, seed=seed)
+    return QualityReport(
+        mse, psnr, similarity, fd_float, fd_small, kid_float, kid_small,
+        getattr(features, "__name__", type(features).__name__), target.name, len(target.features),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def featurise(
+    model: nn.Module, inputs: Calibration, features: FeatureNet, progress: Progress = silent, what: str = "images"
+) -> Tensor:
+    """Features ``(N, D)`` of the generator's images, one batch in memory at a time."""
+    found = []
+    for index in range(len(inputs)):
+        seed, batch = inputs.run(index)
+        images = outputs(model, Calibration((batch,), seed))[0]
+        try:
+            found.append(features(images).detach().float().cpu())
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"the feature network fails on images of {tuple(images.shape)}: {reason}") from None
+        progress(what, index + 1, len(inputs))
+    return torch.cat(found)
+
+
+def export(
+    model: nn.Module,
+    bitmap: Mapping[str, Format | str],
+    out: str | Path,
+    batches: Iterable[Any],
+    kinds: Iterable[str] = ("json", "yaml", "csv", "packed"),
+    layers: Layers | None = None,
+) -> dict[str, Path]:
+    """Write the map and the quantized generator; every file is read back and verified.
+
+    Args:
+        model: the float generator; left as it was.
+        bitmap: layer name → format.
+        out: folder.
+        batches: inputs, to measure layers and any missing activation range.
+        kinds: ``json``, ``yaml``, ``csv`` (the map) and ``packed`` (the generator, see :func:`mpsearch.load_packed`).
+        layers: those of :func:`find_layers`, when they are known.
+
+    Returns:
+        kind → file.
+    """
+    exporters = [lookup("export", EXPORTERS, kind) for kind in kinds]
+    calibration = Calibration.of(batches, device_of(model))
+    layers = layers or find_layers(model, calibration.batches[0])
+    bank = WeightBank(model)
+    bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), calibration, bank)
+    names = {bank.site(name).names[0]: format for name, format in bitmap.items()}  # refuses unknown names
+    files: dict[str, Path] = {}
+    for exporter in exporters:
+        files |= exporter(model, layers, bitmap, bank, Path(out))
+    if "packed" in files:
+        predicted = size_of(names, layers)
+        if (written := payload_bytes(files["packed"])) != predicted:
+            raise ModelError(f"the packed file holds {written} bytes, predicted were {predicted}")
+    return files
+
+
+def size_of(bitmap: Mapping[str, Format], layers: Layers) -> int:
+    """Predicted payload bytes of a map."""
+    columns = tuple(dict.fromkeys([FLOAT, *bitmap.values()]))
+    costs = COSTS["size"]()(layers, columns)
+    rows = range(len(layers))
+    picked = [columns.index(bitmap.get(layer.name, FLOAT)) for layer in layers]
+    return int(sum(costs.values[row, column] for row, column in zip(rows, picked, strict=True)) + costs.constant)

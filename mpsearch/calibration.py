@@ -1,0 +1,87 @@
+"""Generator inputs, and the paired objective on them: the mean squared change of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.errors import CalibrationError, ModelError
+from mpsearch.model import evaluating, forward
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Batches of positional arguments for the generator.
+
+    Attributes:
+        batches: each a tuple; floating tensors are finite, and at least one tensor is there.
+        seed: of the noise that a model draws inside its forward pass; batch ``i`` uses ``seed + i``.
+    """
+
+    batches: tuple[tuple[Any, ...], ...]
+    seed: int = 0
+
+    @classmethod
+    def of(cls, batches: Iterable[Any], device: torch.device | str = "cpu", seed: int = 0) -> Calibration:
+        """Check the batches and move their tensors to ``device``; a bare tensor is a tuple of one.
+
+        Raises:
+            CalibrationError: no batches, a batch without tensors or without samples, NaN or infinite inputs.
+        """
+        if isinstance(batches, Tensor):
+            raise CalibrationError("batches is one tensor: pass a sequence of tuples, such as [(z1,), (z2,)]")
+        checked = []
+        for index, batch in enumerate(batches):
+            args = (batch,) if isinstance(batch, Tensor) else batch
+            if not isinstance(args, (tuple, list)):
+                raise CalibrationError(f"batch {index} is a {type(batch).__name__}: expected a tuple of arguments")
+            tensors = [arg for arg in args if isinstance(arg, Tensor)]
+            if not tensors or not all(tensor.numel() for tensor in tensors):
+                raise CalibrationError(f"batch {index} holds no tensor with samples")
+            for tensor in tensors:
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise CalibrationError(f"batch {index} holds NaN or infinite values")
+            checked.append(tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in args))
+        if not checked:
+            raise CalibrationError("no calibration batches: pass at least one tuple of inputs")
+        return cls(tuple(checked), seed)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def run(self, index: int) -> tuple[int, tuple[Any, ...]]:
+        """(noise seed, arguments) of one batch."""
+        return self.seed + index, self.batches[index]
+
+    def runs(self) -> Iterable[tuple[int, tuple[Any, ...]]]:
+        """(noise seed, arguments) of every batch."""
+        return map(self.run, range(len(self.batches)))
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
+    """The generator's images for every batch."""
+    with evaluating(model):
+        return [forward(model, batch, seed) for seed, batch in calibration.runs()]
+
+
+def paired_errors(model: nn.Module, calibration: Calibration, reference: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference to ``reference`` of every sample, ``(samples,)`` float64."""
+    errors = []
+    with torch.no_grad(), evaluating(model):
+        for (seed, batch), expected in zip(calibration.runs(), reference, strict=True):
+            found = forward(model, batch, seed)
+            if found.shape != expected.shape:
+                raise ModelError(f"the output changed shape from {tuple(expected.shape)} to {tuple(found.shape)}")
+            errors.append((found - expected).double().square().reshape(len(found), -1).mean(1).cpu())
+    return torch.cat(errors)

@@ -1,0 +1,125 @@
+"""A run in YAML. Without any, the embedded generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mpsearch.errors import UsageError
+from mpsearch.types import Budget, parse_formats
+
+Effort = Literal["fast", "standard", "thorough"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """Where the generator comes from."""
+
+    factory: str = "mpsearch.zoo:sagan"
+    weights: Path | None = None
+    options: dict[str, Any] = {}
+
+
+class SamplesConfig(_Strict):
+    """How many inputs: to search on, to compare pairs on, and for the distances."""
+
+    calibration: int = Field(64, ge=2)
+    heldback: int = Field(256, ge=2)
+    distances: int = Field(2000, ge=2)
+    batch: int = Field(16, ge=1)
+
+
+class LayersConfig(_Strict):
+    """Globs of layer names."""
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+
+class MethodConfig(_Strict):
+    """A method by name, with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class QualityConfig(_Strict):
+    """Feature network of the distances, and the file of real features; without one, the float generator's own images."""
+
+    features: str = "pixels"
+    reference: Path | None = None
+
+
+FASHION = QualityConfig(features="fashion", reference=Path("fashion_mnist_test_features.safetensors"))
+
+
+class RunConfig(_Strict):
+    """Everything that ``mpsearch run`` needs; every default is the embedded Self-Attention GAN's."""
+
+    model: ModelConfig = ModelConfig()
+    inputs: tuple[dict[str, Any], ...] = ({"kind": "normal", "shape": [64]},)
+    samples: SamplesConfig = SamplesConfig()
+    layers: LayersConfig = LayersConfig()
+    formats: tuple[str, ...] = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
+    budgets: tuple[str, ...] = ("bits<=4",)
+    estimator: MethodConfig = MethodConfig(name="one-pass")
+    effort: Effort = "standard"
+    solver: MethodConfig | None = None
+    quality: QualityConfig | None = None
+    seed: int = 0
+    device: str = "auto"
+    base: Path = Path()
+
+    @field_validator("formats")
+    @classmethod
+    def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(format) for format in parse_formats(value))
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Budget.parse(text)
+        return value
+
+    @property
+    def judge(self) -> QualityConfig:
+        """The configured feature network; the embedded one for the embedded generator."""
+        embedded = self.model.factory == "mpsearch.zoo:sagan"
+        return self.quality or (FASHION if embedded else QualityConfig())
+
+
+def load_config(path: str | Path | None = None, **overrides: Any) -> RunConfig:
+    """Read a YAML run config; ``overrides`` that are not None replace its top-level entries.
+
+    Relative paths in it start from its own folder.
+
+    Raises:
+        UsageError: no such file, no mapping, or an entry that is unknown or of the wrong kind; the entry is named.
+    """
+    payload: Any = {}
+    if path is not None:
+        try:
+            payload = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise UsageError(f"cannot read the config {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(payload, dict):
+            raise UsageError(f"{path} holds a {type(payload).__name__}, expected a mapping such as 'model: …'")
+        payload.setdefault("base", Path(path).resolve().parent)
+    payload |= {name: value for name, value in overrides.items() if value}
+    try:
+        return RunConfig(**payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        known = f"; known entries: {', '.join(RunConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+        raise UsageError(f"{path or 'the config'}: {where}: {first['msg']}{known}{more}") from None

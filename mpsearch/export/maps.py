@@ -1,0 +1,79 @@
+"""``json``, ``yaml`` and ``csv``: the bit map as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from mpsearch.artifact import write_bytes
+from mpsearch.errors import ArtifactError
+from mpsearch.quant import WeightBank
+from mpsearch.types import BitMap, Layers
+
+COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high")
+
+
+@dataclass(frozen=True)
+class MapText:
+    """``map.<kind>``, one entry a layer: format, weight bits, activation bits and range (empty or null = float)."""
+
+    kind: str
+
+    def __call__(
+        self, model: nn.Module, layers: Layers, bitmap: BitMap, bank: WeightBank, out: Path
+    ) -> Mapping[str, Path]:
+        path = out / f"map.{self.kind}"
+        payload = {"schema": "mpsearch-bitmap/1", **bitmap.to_json()}
+        texts = {"json": _json, "yaml": _yaml, "csv": _csv}
+        write_bytes(path, texts[self.kind](payload).encode())
+        if read_map(path) != bitmap:
+            raise ArtifactError(f"{path} does not read back as it was written")
+        return {self.kind: path}
+
+
+def read_map(path: Path) -> BitMap:
+    """Read a map written as JSON, YAML or CSV, by its ending; ``ArtifactError`` when it is none."""
+    try:
+        text = path.read_text()
+        if path.suffix == ".csv":
+            return BitMap.from_json(_from_csv(text))
+        payload = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        return BitMap.from_json(payload)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{path} is no bit map: {str(error).splitlines()[0]}") from None
+
+
+def _json(payload: dict[str, Any]) -> str:
+    return json.dumps(payload, indent=1) + "\n"
+
+
+def _yaml(payload: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(payload, sort_keys=False))
+
+
+def _csv(payload: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, entry in payload["layers"].items():
+        low, high = entry.get("act_range", (None, None))
+        writer.writerow([name, entry["format"], entry["weight_bits"], entry["act_bits"], low, high])
+    return stream.getvalue()
+
+
+def _from_csv(text: str) -> dict[str, Any]:
+    layers = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        entry: dict[str, Any] = {"format": row["format"]}
+        if row["act_low"]:
+            entry["act_range"] = [float(row["act_low"]), float(row["act_high"])]
+        layers[row["layer"]] = entry
+    return {"layers": layers}

@@ -1,0 +1,164 @@
+"""``packed``: the quantized generator as one bit-packed safetensors file, and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mpsearch.artifact import write_bytes
+from mpsearch.errors import ArtifactError
+from mpsearch.export.packing import pack, unpack
+from mpsearch.model import make_permanent, map_input, owner
+from mpsearch.quant import ActivationRange, QuantizedWeight, WeightBank, quantize_activation
+from mpsearch.types import BitMap, Format, Layer, Layers
+
+SCHEMA = "mpsearch-packed/1"
+# A '#' cannot stand in a module's name, so these never meet a key of state_dict.
+CODES, SCALE, RANGE = "#codes", "#scale", "#range"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """``generator.safetensors``: codes, scales and activation ranges of the quantized layers, the rest as it is.
+
+    The payload (the sum of all tensors) is exactly the ``size`` cost of the map. The header's metadata holds format, shape
+    and channel axis of every layer. :func:`load_packed` reads it back.
+    """
+
+    def __call__(
+        self, model: nn.Module, layers: Layers, bitmap: BitMap, bank: WeightBank, out: Path
+    ) -> Mapping[str, Path]:
+        tensors: dict[str, Tensor] = {}
+        header = {}
+        replaced: set[str] = set()
+        for layer in layers:
+            format = bitmap.get(layer.name, Format())
+            if format.act_bits:
+                tensors[layer.name + RANGE] = torch.tensor(bitmap.ranges[layer.name], dtype=torch.float32)
+            if format.kind != "float":
+                tensors |= _weight_tensors(layer, format, bank.quantized(layer.name, format))
+                replaced |= set(layer.state_keys)
+            header[layer.name] = {
+                "format": str(format),
+                "shape": layer.shape,
+                "channel_axis": layer.channel_axis,
+                "places": bank.site(layer.name).places,
+            }
+        tensors |= _unique({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and k not in replaced})
+        path = out / "generator.safetensors"
+        write_bytes(path, save(tensors, {"schema": SCHEMA, "layers": json.dumps(header)}))
+        _verify(path, layers, bitmap, bank)
+        return {"packed": path}
+
+
+def payload_bytes(path: Path) -> int:
+    """Sum of all tensors in the file, header apart."""
+    tensors, _ = _read(path)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
+    """A copy of ``model`` that computes what the packed file holds; ``model`` itself is left alone.
+
+    Args:
+        path: a file written by :class:`Packed`.
+        model: the architecture; its own weights do not matter.
+
+    Raises:
+        ArtifactError: the file is truncated, foreign, or made for another architecture.
+    """
+    path = Path(path)
+    tensors, header = _read(path)
+    model = copy.deepcopy(model)
+    try:
+        rest = {key: value for key, value in tensors.items() if "#" not in key}
+        wrong = model.load_state_dict(rest, strict=False)
+        if wrong.unexpected_keys:
+            raise ArtifactError(f"{path} does not fit the model: it holds {wrong.unexpected_keys[0]!r}")
+        for name, entry in header.items():
+            format = Format.parse(entry["format"])
+            for place in entry["places"]:
+                module, tensor = owner(model, place)
+                if format.kind != "float":
+                    make_permanent(module, tensor, _stored_weight(tensors, name, entry, format).dequantized())
+                if format.act_bits:
+                    low, high = tensors[name + RANGE].tolist()
+                    grid = ActivationRange(low, high, format.act_bits)
+                    map_input(module, partial(quantize_activation, grid=grid))
+    except ArtifactError:
+        raise
+    except Exception as error:  # whatever a foreign header or another architecture makes torch say
+        raise ArtifactError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from None
+    return model.eval()
+
+
+def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> dict[str, Tensor]:
+    if weight.scale is None or format.bits is None:
+        return {layer.name + CODES: weight.codes.contiguous().cpu()}
+    packed = torch.from_numpy(pack(weight.codes.cpu().contiguous().numpy(), format.bits))
+    return {layer.name + CODES: packed, layer.name + SCALE: weight.scale.flatten().cpu()}
+
+
+def _stored_weight(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format) -> QuantizedWeight:
+    codes, shape = tensors[name + CODES], list(entry["shape"])
+    if format.bits is None:
+        return QuantizedWeight(codes.reshape(shape), None, torch.float32)
+    numbers = torch.from_numpy(unpack(codes.numpy(), format.bits, math.prod(shape))).reshape(shape)
+    spread = [1] * len(shape)
+    spread[entry["channel_axis"]] = -1
+    return QuantizedWeight(numbers, tensors[name + SCALE].reshape(spread), torch.float32)
+
+
+def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tied tensors once, under their first name."""
+    seen: set[Any] = set()
+    kept = {}
+    for key, value in state.items():
+        identity = (value.data_ptr(), tuple(value.shape), value.stride())
+        if value.numel() == 0 or identity not in seen:
+            kept[key] = value.detach().cpu().contiguous()
+        seen.add(identity)
+    return kept
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
+    if metadata.get("schema") != SCHEMA:
+        raise ArtifactError(f"{path} has schema {metadata.get('schema')!r}, expected {SCHEMA!r}")
+    try:
+        header = json.loads(metadata["layers"])
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} has no list of layers: {error}") from None
+    return tensors, header
+
+
+def _verify(path: Path, layers: Layers, bitmap: BitMap, bank: WeightBank) -> None:
+    """Read the file back: every layer has the width of the map and dequantizes to the very same weight."""
+    tensors, header = _read(path)
+    for layer in layers:
+        format = bitmap.get(layer.name, Format())
+        if header[layer.name]["format"] != str(format):
+            raise ArtifactError(f"{path}: {layer.name} was written as {header[layer.name]['format']}, not {format}")
+        if format.kind != "float":
+            stored = _stored_weight(tensors, layer.name, header[layer.name], format).dequantized()
+            expected = bank.dequantized(layer.name, format).cpu().to(stored.dtype)
+            if not torch.equal(stored, expected):
+                raise ArtifactError(f"{path}: {layer.name} does not read back as it was written")

@@ -1,0 +1,51 @@
+"""Statistics of image features: streaming moments, and the distances between two sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+POOLED = 8
+
+
+def pooled_pixels(images: Tensor) -> Tensor:
+    """Colour layout: images averaged to 8x8, ``(N, C·64)``. For generators that no feature network knows."""
+    flat = images if images.ndim == 4 else images.reshape(len(images), 1, 1, -1)
+    return F.adaptive_avg_pool2d(flat.float(), (min(POOLED, flat.shape[2]), min(POOLED, flat.shape[3]))).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean ``(D,)`` and covariance ``(D, D)`` of ``n`` features, float64."""
+
+    n: int
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(features: Tensor | Iterable[Tensor]) -> Moments:
+    """Moments of features ``(N, D)``, or of an iterable of such batches; independent of how they are cut."""
+    n, total, outer = 0, torch.zeros(()), torch.zeros(())
+    shift = None
+    for batch in [features] if isinstance(features, Tensor) else features:
+        batch = batch.double().cpu()
+        shift = batch[0].clone() if shift is None else shift  # of the first feature: keeps the sums well conditioned
+        centred = batch - shift
+        n, total, outer = n + len(batch), total + centred.sum(0), outer + centred.T @ centred
+    assert shift is not None, "moments of no features"
+    mean = total / n
+    covariance = (outer - n * torch.outer(mean, mean)) / max(n - 1, 1)
+    return Moments(n, shift + mean, covariance)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """``‖μ₁−μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½)`` (Dowson & Landau 1982), by eigenvalues of ``C₁^½ C₂ C₁^½``."""
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return max(distance.item(), 0.0)

@@ -1,0 +1,37 @@
+"""Where generator inputs come from: one source for each positional argument. One kind a dict line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mpsearch.inputs.draws import Constant, Integers, Normal, Uniform
+from mpsearch.inputs.images import Images
+
+
+class Source(Protocol):
+    """``count`` samples of one argument; the same generator state gives the same samples."""
+
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor: ...
+
+
+SOURCES: dict[str, type[Source]] = {
+    "normal": Normal,
+    "uniform": Uniform,
+    "integers": Integers,
+    "constant": Constant,
+    "images": Images,
+}
+
+
+def draw(sources: Sequence[Source], count: int, batch: int, seed: int) -> list[tuple[Tensor, ...]]:
+    """``count`` samples as batches of positional arguments; the samples do not depend on ``batch``."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = [source(count, generator) for source in sources]
+    return list(zip(*(column.split(batch) for column in columns), strict=True))
+
+
+__all__ = ["SOURCES", "Constant", "Images", "Integers", "Normal", "Source", "Uniform", "draw"]

@@ -1,0 +1,223 @@
+"""Find every quantizable tensor of a generator and measure what it costs."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
+
+from mpsearch.errors import ModelError, UsageError
+from mpsearch.model import channel_axis, effective_weight, evaluating, first_tensor, forward, state_keys, weight_names
+from mpsearch.types import Layer, Layers
+
+
+def find_layers(
+    model: nn.Module,
+    batch: Sequence[Any],
+    include: Iterable[str] = ("*",),
+    exclude: Iterable[str] = (),
+) -> Layers:
+    """Every tensor called ``weight`` or ``*_weight`` with two dimensions or more, in module order.
+
+    Args:
+        model: any generator; left exactly as it was.
+        batch: positional arguments of one forward pass, used to measure MACs (torch's flop counter) and input
+            activation elements, both for one sample.
+        include: globs of layer names to keep; a name counts under each of its tied aliases.
+        exclude: globs of layer names to leave float; they then count as part of the rest.
+
+    Raises:
+        UsageError: a glob matches no layer (the closest name is given), or nothing is left.
+        ModelError: the forward pass fails, or a weight holds NaN or infinite values.
+    """
+    sites = find_sites(model)
+    chosen = _select(sites, tuple(include), tuple(exclude))
+    usage = _measure(model, batch, sites)
+    sizes = _storage(model.state_dict(keep_vars=True))
+    items = []
+    for site in chosen:
+        uses = [usage.get((id(module), tensor), _Usage()) for module, tensor in site.owners]
+        items.append(
+            Layer(
+                name=site.names[0],
+                kind=type(site.owners[0][0]).__name__.removeprefix("Parametrized"),
+                shape=site.shape,
+                channel_axis=site.axis,
+                macs=sum(use.macs for use in uses),
+                act_elements=sum(use.act_elements for use in uses),
+                float_bytes=sum(sizes.get(key, 0) for key in site.keys),
+                state_keys=site.keys,
+                aliases=site.names[1:],
+            )
+        )
+    return Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One quantizable tensor and everywhere it is used; found without running the model.
+
+    Attributes:
+        names: every name of the tensor; more than one when it is tied.
+        places: one name for each distinct module that owns it (a module may itself be registered twice).
+        owners: those modules, each with the tensor's name in it.
+        shape: of the effective weight.
+        axis: of its output channels.
+        keys: the ``state_dict`` entries that hold it.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    owners: tuple[tuple[nn.Module, str], ...]
+    shape: tuple[int, ...]
+    axis: int
+    keys: tuple[str, ...]
+
+
+@dataclass
+class _Usage:
+    macs: int = 0
+    act_elements: int = 0
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Tensors by identity of storage, so that tied weights (one tensor, several names) are one site.
+
+    Raises:
+        UsageError: there is none.
+        ModelError: one holds NaN or infinite values.
+    """
+    found: dict[Any, Site] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for tensor in weight_names(module):
+            name = f"{path}.{tensor}" if path else tensor
+            local = state_keys(module, tensor)
+            value = effective_weight(module, tensor)
+            assert value is not None  # weight_names lists only tensors that exist
+            if not bool(torch.isfinite(value).all()):
+                bad = int((~torch.isfinite(value)).sum())
+                raise ModelError(f"{name} holds {bad} NaN or infinite values of {value.numel()}")
+            source = module.state_dict(keep_vars=True)[local[0]]
+            axis = channel_axis(module, tensor, value.shape)
+            new = Site((), (), (), tuple(value.shape), axis, ())
+            identity = (source.data_ptr(), tuple(source.shape), source.stride(), tensor)
+            site = found.get(identity, new)
+            fresh = all(module is not other for other, _ in site.owners)
+            found[identity] = replace(
+                site,
+                names=(*site.names, name),
+                places=(*site.places, name) if fresh else site.places,
+                owners=(*site.owners, (module, tensor)) if fresh else site.owners,
+                keys=(*site.keys, *(f"{path}.{key}" if path else key for key in local)),
+            )
+    if not found:
+        raise UsageError("the model has no quantizable tensor (a 'weight' or '*_weight' of two dimensions or more)")
+    return list(found.values())
+
+
+def _select(sites: list[Site], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Site]:
+    names = [name for site in sites for name in site.names]
+    for pattern in (*include, *exclude):
+        if not fnmatch.filter(names, pattern):
+            close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+            raise UsageError(f"the pattern {pattern!r} matches no layer; the closest is {close[0]!r}")
+
+    def hit(site: Site, patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in site.names for pattern in patterns)
+
+    chosen = [site for site in sites if hit(site, include) and not hit(site, exclude)]
+    if not chosen:
+        raise UsageError(f"include {list(include)} and exclude {list(exclude)} leave no layer of {len(sites)}")
+    return chosen
+
+
+def _storage(state: dict[str, Any]) -> dict[str, int]:
+    """Bytes of each ``state_dict`` entry, tied tensors counted once, under their first name."""
+    seen: set[Any] = set()
+    sizes: dict[str, int] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        identity = (value.data_ptr(), tuple(value.shape), value.stride())
+        if value.numel() and identity in seen:
+            continue
+        seen.add(identity)
+        sizes[key] = value.numel() * value.element_size()
+    return sizes
+
+
+def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[tuple[int, str], _Usage]:
+    """MACs and input elements of every site for one sample, from one forward pass under torch's flop counter."""
+    meter = _Meter()
+    with torch.no_grad(), evaluating(model), ExitStack() as stack:
+        for module in model.modules():
+            for handle in meter.watch(module):
+                stack.callback(handle.remove)
+        with meter.counter:
+            output = forward(model, batch)
+    samples = max(1, output.shape[0])
+    users: dict[int, list[tuple[int, str, int]]] = {}
+    for site in sites:
+        for module, tensor in site.owners:
+            entry = (id(module), tensor, max(1, math.prod(site.shape)))
+            users.setdefault(_user(model, module, meter), []).append(entry)
+    usage: dict[tuple[int, str], _Usage] = {}
+    for key, entries in users.items():
+        macs, elements = meter.seen.get(key, (0, 0))
+        total = sum(numel for *_, numel in entries)
+        for who, tensor, numel in entries:
+            called = elements if who == key else 0
+            usage[who, tensor] = _Usage(round(macs * numel / total / samples), round(called / samples))
+    return usage
+
+
+def _user(model: nn.Module, module: nn.Module, meter: _Meter) -> int:
+    """Who runs the weights of ``module``: itself, or the closest ancestor that was called.
+
+    ``nn.MultiheadAttention`` reads the weight of its output projection without ever calling that module.
+    """
+    path = next(name for name, other in model.named_modules() if other is module)
+    while id(model.get_submodule(path)) not in meter.seen and path:
+        path = path.rpartition(".")[0]
+    return id(model.get_submodule(path))
+
+
+class _Meter:
+    """Flops and input elements of every called module, its children taken out."""
+
+    # Products of two activations inside attention belong to no weight; only leaves may use these for their weights.
+    ATTENTION = ("bmm", "scaled_dot_product")
+
+    def __init__(self) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.seen: dict[int, tuple[int, int]] = {}  # module -> (MACs, input elements), all calls together
+        self._stack: list[tuple[int, list[int]]] = []  # (flops at the start, flops of children)
+
+    def watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        leaf = next(module.children(), None) is None
+        yield module.register_forward_pre_hook(lambda *_: self._stack.append((self._flops(leaf), [])), with_kwargs=True)
+        yield module.register_forward_hook(partial(self._leave, leaf), with_kwargs=True)
+
+    def _flops(self, leaf: bool) -> int:
+        counts = self.counter.get_flop_counts().get("Global", {})
+        return sum(int(n) for op, n in counts.items() if leaf or not any(word in str(op) for word in self.ATTENTION))
+
+    def _leave(self, leaf: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        start, nested = self._stack.pop()
+        flops = self._flops(leaf) - start
+        if self._stack:
+            self._stack[-1][1].append(flops)
+        tensor = first_tensor([*args, *kwargs.values()])
+        macs, elements = self.seen.get(id(module), (0, 0))
+        macs += max(0, flops - sum(nested)) // 2
+        self.seen[id(module)] = (macs, elements + (0 if tensor is None else tensor.numel()))

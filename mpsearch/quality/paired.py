@@ -1,0 +1,42 @@
+"""Float and quantized pictures of the same inputs, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mpsearch.quality.bootstrap import interval, resampled
+from mpsearch.quality.ssim import WINDOW, ssim
+from mpsearch.types import Interval
+
+
+def paired_quality(
+    before: Sequence[Tensor], after: Sequence[Tensor], draws: int = 500, seed: int = 0
+) -> tuple[Interval, Interval | None, Interval | None]:
+    """MSE, PSNR in dB, and SSIM of pairs, each with a bootstrap interval over samples.
+
+    The PSNR is that of the mean error, its peak the range of ``before``; None when nothing differs or the float outputs are
+    constant. SSIM is None unless the outputs are ``(N, C, H, W)`` of at least 11x11.
+    """
+    errors = torch.cat([(b - a).double().square().reshape(len(b), -1).mean(1).cpu() for b, a in zip(before, after, strict=True)])
+    peak = max(b.max().item() for b in before) - min(b.min().item() for b in before)
+    picks = resampled(len(errors), draws, seed)
+    means = errors[picks].mean(1)
+    mse = interval(errors.mean().item(), means, len(errors))
+    if mse.value <= 0 or peak <= 0:
+        return mse, None, _similarity(before, after, peak, picks) if peak > 0 else None
+    psnr = interval(_psnr(errors.mean(), peak).item(), _psnr(means, peak), len(errors))
+    return mse, psnr, _similarity(before, after, peak, picks)
+
+
+def _psnr(mse: Tensor, peak: float) -> Tensor:
+    return 10 * torch.log10(peak**2 / mse.clamp_min(1e-300))
+
+
+def _similarity(before: Sequence[Tensor], after: Sequence[Tensor], peak: float, picks: Tensor) -> Interval | None:
+    if before[0].ndim != 4 or min(before[0].shape[2:]) < WINDOW:
+        return None
+    scores = torch.cat([ssim(b, a, peak).cpu() for b, a in zip(before, after, strict=True)])
+    return interval(scores.mean().item(), scores[picks].mean(1), len(scores))

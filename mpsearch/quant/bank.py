@@ -1,0 +1,50 @@
+"""Every weight in every format, quantized once and kept as codes."""
+
+from __future__ import annotations
+
+import difflib
+
+from torch import Tensor, nn
+
+from mpsearch.errors import UsageError
+from mpsearch.layers import Site, find_sites
+from mpsearch.model import effective_weight, owner
+from mpsearch.quant.weights import QuantizedWeight, quantize_weight
+from mpsearch.types import Format
+
+
+class WeightBank:
+    """Quantized weights of one generator, made on first use.
+
+    A search puts the same few formats on the same weights thousands of times; int8 codes and scales cost a quarter of the
+    float weights a format.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._sites = {name: site for site in find_sites(model) for name in site.names}
+        self._kept: dict[tuple[str, Format], QuantizedWeight] = {}
+
+    def site(self, layer: str) -> Site:
+        """Where the layer lives; a name that the model lacks is a ``UsageError`` with the closest one."""
+        if layer not in self._sites:
+            close = difflib.get_close_matches(layer, self._sites, n=1, cutoff=0.0)
+            raise UsageError(f"the model has no layer {layer!r}; the closest is {close[0]!r}")
+        return self._sites[layer]
+
+    def weight(self, layer: str) -> Tensor:
+        """The float weight that the generator computes with."""
+        value = effective_weight(*owner(self._model, layer))
+        assert value is not None
+        return value
+
+    def quantized(self, layer: str, format: Format) -> QuantizedWeight:
+        """Codes and scales; activations do not matter here. ``format`` must not keep the weights float."""
+        key = (layer, format.weight_only)
+        if key not in self._kept:
+            self._kept[key] = quantize_weight(self.weight(layer), format, self.site(layer).axis)
+        return self._kept[key]
+
+    def dequantized(self, layer: str, format: Format) -> Tensor:
+        """The weight under ``format``; the float one itself where it is kept."""
+        return self.weight(layer) if format.kind == "float" else self.quantized(layer, format).dequantized()

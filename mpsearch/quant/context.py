@@ -1,0 +1,71 @@
+"""Put a bit map on a generator and take it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from mpsearch.calibration import Calibration
+from mpsearch.errors import UsageError
+from mpsearch.model import device_of, inputs_mapped, substituted
+from mpsearch.quant.activations import ActivationRange, activation_ranges, quantize_activation
+from mpsearch.quant.bank import WeightBank
+from mpsearch.types import BitMap, Format
+
+
+@contextmanager
+def quantized(
+    model: nn.Module, bitmap: Mapping[str, Format | str], batches: Iterable[Any] | None = None
+) -> Iterator[nn.Module]:
+    """Run ``model`` as ``bitmap`` says; on leaving, also by an error, it is bit for bit what it was.
+
+    Args:
+        model: any generator. The same object is yielded.
+        bitmap: layer name → format; layers that are not named stay float.
+        batches: inputs to fit activation ranges on; only needed for a map with activation bits and no ranges.
+
+    Raises:
+        UsageError: a name that the model lacks, or activation bits without ranges and without batches.
+
+    Example:
+        >>> with quantized(generator, solution.bitmap) as small:
+        ...     images = small(latents)
+    """
+    bitmap = bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap)
+    bank = WeightBank(model)
+    with applied(model, with_ranges(model, bitmap, batches, bank), bank):
+        yield model
+
+
+def with_ranges(model: nn.Module, bitmap: BitMap, batches: Iterable[Any] | None, bank: WeightBank) -> BitMap:
+    """The map with every activation range it needs, fitted on ``batches`` where it has none."""
+    missing = {name: [f.act_bits] for name, f in bitmap.items() if f.act_bits and name not in bitmap.ranges}
+    if not missing:
+        return bitmap
+    if batches is None:
+        raise UsageError(f"{len(missing)} layers, {next(iter(missing))} first, lack an activation range: pass batches=")
+    calibration = batches if isinstance(batches, Calibration) else Calibration.of(batches, device_of(model))
+    places = {name: bank.site(name).places for name in missing}
+    fitted = activation_ranges(model, missing, calibration, places)
+    return bitmap.with_ranges({**bitmap.ranges, **{name: (r.low, r.high) for (name, _), r in fitted.items()}})
+
+
+@contextmanager
+def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[None]:
+    """As :func:`quantized`, for a map that has its ranges, with weights from a bank that outlives the context."""
+    weights = {}
+    grids = {}
+    for layer, format in bitmap.items():
+        places = bank.site(layer).places
+        if format.kind != "float":
+            value = bank.dequantized(layer, format)
+            weights.update({place: value for place in places})
+        if format.act_bits:
+            grid = partial(quantize_activation, grid=ActivationRange(*bitmap.ranges[layer], format.act_bits))
+            grids.update({place: grid for place in places})
+    with substituted(model, weights), inputs_mapped(model, grids):
+        yield

@@ -1,0 +1,19 @@
+"""Solvers: one format a unit under every budget. One method a file; no torch."""
+
+from mpsearch.protocols import Solver
+from mpsearch.search.bayes import Bayes
+from mpsearch.search.ilp import Ilp
+from mpsearch.search.judge import solve
+from mpsearch.search.refine import Refine
+from mpsearch.search.size_only import SizeOnly
+from mpsearch.search.uniform import Uniform
+
+SOLVERS: dict[str, type[Solver]] = {
+    "ilp": Ilp,
+    "bayes": Bayes,
+    "refine": Refine,
+    "uniform": Uniform,
+    "size-only": SizeOnly,
+}
+
+__all__ = ["SOLVERS", "Bayes", "Ilp", "Refine", "SizeOnly", "Uniform", "solve"]

@@ -1,0 +1,28 @@
+"""Can the budgets be met at all, and if not, how close can one get?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpsearch.errors import InfeasibleBudget
+from mpsearch.types import Limit, Problem, within
+
+
+def check_feasible(problem: Problem) -> None:
+    """Raise ``InfeasibleBudget`` for every budget that no map meets on its own, with its smallest feasible value."""
+    lines = []
+    for limit in problem.limits:
+        costs = np.where(problem.allowed, limit.costs.values, np.inf)
+        least = float(costs.min(axis=1).sum()) + limit.costs.constant
+        if not within(least, limit.limit):
+            lines.append(f"{limit.budget} cannot be met: the smallest feasible value is {spell(limit, least)}")
+    if lines:
+        raise InfeasibleBudget("; ".join(lines))
+
+
+def spell(limit: Limit, value: float) -> str:
+    """A cost as a user would write it in a budget, rounded up so that it can be met: ``size<=20%`` → ``size<=41.2%``."""
+    unit, scale = ("%", 100 / limit.full) if limit.budget.relative else ("", 1.0)
+    digits = 6 if limit.costs.measure == "bits" or limit.budget.relative else 0
+    rounded = np.ceil(value * scale * 10**digits - 1e-6) / 10**digits
+    return f"{limit.budget.cost}<={rounded:.12g}{unit}"

@@ -1,0 +1,75 @@
+"""Answers are proposals; the true paired error decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mpsearch.errors import InfeasibleBudget
+from mpsearch.protocols import Solver
+from mpsearch.search.feasible import check_feasible
+from mpsearch.search.ilp import Ilp
+from mpsearch.search.size_only import SizeOnly
+from mpsearch.search.uniform import Uniform, uniform_choices
+from mpsearch.types import Answer, Baseline, Limit, Problem, Solution
+
+
+def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -> Solution:
+    """Solve exactly, let ``solvers`` search on from there, and return the candidate of least true error.
+
+    Without a generator the table decides. The best feasible uniform map and the size-only map are always candidates, so
+    no answer is worse than them on the calibration inputs.
+
+    Args:
+        problem: the question.
+        solvers: asked in turn, with the ILP answer, size-only and every feasible uniform map as starting points.
+        costs: every cost to report, budgets among them.
+
+    Raises:
+        InfeasibleBudget: with the smallest feasible value.
+    """
+    started = time.perf_counter()
+    check_feasible(problem)
+    exact = Ilp()(problem)
+    baselines = _baselines(problem)
+    uniform = filter(problem.feasible, uniform_choices(problem))
+    starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
+    searched = [solver(replace(problem, starts=starts)) for solver in solvers]
+    best = min([exact, *searched, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
+    proposed = problem.predicted(exact.choice)
+    bitmap = problem.bitmap(best.choice)
+    return Solution(
+        bitmap=bitmap,
+        predicted=problem.predicted(best.choice),
+        error=problem.evaluate(bitmap) if problem.evaluate else None,
+        costs={limit.budget.cost: limit.of(best.choice) for limit in costs},
+        limits={str(limit.budget): limit.limit for limit in problem.limits},
+        status=exact.status,
+        bound=exact.bound,
+        gap=None if exact.bound is None else max(proposed - exact.bound, 0.0) / max(abs(proposed), 1e-300),
+        seconds=time.perf_counter() - started,
+        method=best.method,
+        baselines={name: _report(problem, answer, costs) for name, answer in baselines.items()},
+    )
+
+
+def _baselines(problem: Problem) -> dict[str, Answer]:
+    """The maps that need no search. Under a tight budget not even one uniform map may exist."""
+    found = {}
+    for name, solver in (("uniform", Uniform()), ("size-only", SizeOnly())):
+        try:
+            found[name] = solver(problem)
+        except InfeasibleBudget:
+            continue
+    return found
+
+
+def _report(problem: Problem, answer: Answer, costs: Sequence[Limit]) -> Baseline:
+    bitmap = problem.bitmap(answer.choice)
+    return Baseline(
+        bitmap=bitmap,
+        costs={limit.budget.cost: limit.of(answer.choice) for limit in costs},
+        predicted=problem.predicted(answer.choice),
+        error=problem.evaluate(bitmap) if problem.evaluate else None,
+    )

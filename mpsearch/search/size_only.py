@@ -1,0 +1,24 @@
+"""``size-only``: most bits to the smallest layers, no sensitivity at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mpsearch.search.ilp import Ilp
+from mpsearch.types import FLOAT_BITS, Answer, Problem
+
+
+@dataclass(frozen=True)
+class SizeOnly:
+    """Every layer is as sensitive as every other and loses ``4^-bits``; the budget then favours small layers.
+
+    The baseline that tells whether a sensitivity estimate is worth having.
+    """
+
+    def __call__(self, problem: Problem) -> Answer:
+        bits = problem.bits() + np.array([(f.act_bits or FLOAT_BITS) / 1e3 for f in problem.formats])  # ties: more act bits
+        values = np.where(problem.allowed, 4.0**-bits, np.nan)
+        blind = replace(problem, damage=replace(problem.damage, values=values))
+        return replace(Ilp()(blind), method="size-only", bound=None)

@@ -1,0 +1,67 @@
+"""``fid-proxy``: how far quantizing one layer moves the Fréchet distance, on the same latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpsearch.features import Moments, frechet_distance, moments, pooled_pixels
+from mpsearch.protocols import FeatureNet
+from mpsearch.registry import describe
+from mpsearch.subject import Subject
+from mpsearch.types import BitMap, Format, Table
+
+
+@dataclass(frozen=True)
+class FidProxy:
+    """``FD(quantized, reference) − FD(float, reference)`` of each layer × format alone, in feature space.
+
+    Both distances see the same latents, so sampling noise mostly cancels; what remains is the standard error, from a paired
+    bootstrap. ``notes["noise_floor"]`` is the bootstrap deviation of the float distance itself: changes below it say nothing about a
+    ranking. A change may be negative. Heusel et al. 2017 (arXiv 1706.08500) for the distance.
+
+    Attributes:
+        features: feature network; by default colour layout.
+        reference: moments of real features; by default those of the float generator's own images.
+        resamples: bootstrap draws.
+        seed: of the bootstrap.
+    """
+
+    features: FeatureNet = pooled_pixels
+    reference: Moments | None = field(default=None, repr=False)
+    resamples: int = 20
+    seed: int = 0
+
+    def __call__(self, subject: Subject, formats: Sequence[Format]) -> Table:
+        layers = subject.layers
+        columns = layers.columns(formats)
+        base = self._features(subject.reference)
+        target = self.reference or moments(base)
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = [torch.randint(len(base), (len(base),), generator=generator) for _ in range(self.resamples)]
+        floats = np.array([self._distance(base[draw], target) for draw in [torch.arange(len(base)), *draws]])
+        values = np.full((len(layers), len(columns)), np.nan)
+        stderr = np.full_like(values, np.nan)
+        cells = [(row, layer, f) for row, layer in enumerate(layers) for f in layers.choices(layer, formats)]
+        for done, (row, layer, format) in enumerate(cells, 1):
+            key = f"{describe('fid-proxy', self)} {layer.name}={format}"
+            if key not in subject.memo:
+                moved = self._features(subject.images(BitMap({layer.name: format})))
+                change = [self._distance(moved[d], target) for d in [torch.arange(len(base)), *draws]] - floats
+                subject.memo[key] = [float(change[0]), float(change[1:].std(ddof=1))]
+            values[row, columns.index(format)], stderr[row, columns.index(format)] = subject.memo[key]
+            subject.progress("fid-proxy", done, len(cells))
+        notes = {"fd_float": float(floats[0]), "noise_floor": float(floats[1:].std(ddof=1)), "n": float(len(base))}
+        return Table(layers.units, columns, values, stderr, "fd", describe("fid-proxy", self), notes=notes)
+
+    @torch.no_grad()
+    def _features(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.cat([self.features(batch).double().cpu() for batch in images])
+
+    @staticmethod
+    def _distance(features: Tensor, target: Moments) -> float:
+        return frechet_distance(moments(features), target)

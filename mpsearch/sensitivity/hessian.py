@@ -1,0 +1,83 @@
+"""``hessian``: Hutchinson's trace of the paired loss for each layer, scored as in HAWQ-V2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpsearch.errors import UsageError
+from mpsearch.registry import describe
+from mpsearch.sensitivity.probes import Pullback, pullbacks
+from mpsearch.subject import Subject
+from mpsearch.types import Format, Table
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """``½ · tr(H) / n · ‖ΔW‖²`` (Dong et al., "HAWQ-V2", NeurIPS 2020, arXiv 1911.03852), in units of output MSE.
+
+    ``H`` is the Hessian of the mean squared change of the output. At the float weights the residual is zero, so ``H = 2JᵀJ / n``
+    exactly, and Hutchinson's estimator runs in the output space, ``tr(JᵀJ) = E_v[‖vᵀJ‖²]``: no second derivatives, never negative, and all
+    layers share a probe. Activations are scored alike, with the trace over the layer's input.
+
+    Attributes:
+        probes: Rademacher vectors a batch, the same for every layer.
+        seed: of the probes.
+    """
+
+    probes: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.probes < 2:
+            raise UsageError(f"hessian needs at least 2 probes for a standard error, not {self.probes}")
+
+    def __call__(self, subject: Subject, formats: Sequence[Format]) -> Table:
+        layers, bank = subject.layers, subject.bank
+        columns = layers.columns(formats)
+        weights, inputs = self.curvature(subject, columns)
+        values = np.full((len(layers), len(columns)), np.nan)
+        stderr = np.full_like(values, np.nan)
+        for row, layer in enumerate(layers):
+            weight = bank.weight(layer.name)
+            for format in layers.choices(layer, formats):
+                delta = (bank.dequantized(layer.name, format) - weight).double().square().sum().item()
+                samples = weights[:, row] / 2 / layer.numel * delta
+                if format.act_bits:
+                    samples = samples + inputs[format.act_bits][:, row]
+                column = columns.index(format)
+                values[row, column] = samples.mean()
+                stderr[row, column] = samples.std(ddof=1) / self.probes**0.5
+        return Table(layers.units, columns, values, stderr, "mse", describe("hessian", self))
+
+    def traces(self, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+        """``tr(H)`` of every layer's weights and its standard error, ``(layers,)`` each."""
+        weights, _ = self.curvature(subject, ())
+        return weights.mean(0), weights.std(0, ddof=1) / self.probes**0.5
+
+    def curvature(self, subject: Subject, columns: Sequence[Format]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Single-probe estimates, ``(probes, layers)``: traces of the weights, and the input term at each width."""
+        rows = {layer.name: row for row, layer in enumerate(subject.layers)}
+        shape = (self.probes, len(rows))
+        weights = np.zeros(shape)
+        inputs = {f.act_bits: np.zeros(shape) for f in columns if f.act_bits}
+        for batch in range(len(subject.calibration)):
+            subject.progress("hessian", batch, len(subject.calibration))
+            for pullback in pullbacks(subject, columns, batch, self.probes, self.seed):
+                self._add(pullback, rows, weights, inputs)
+        subject.progress("hessian", len(subject.calibration), len(subject.calibration))
+        return weights, inputs
+
+    @staticmethod
+    def _add(pullback: Pullback, rows: dict[str, int], weights: np.ndarray, inputs: dict[int, np.ndarray]) -> None:
+        for name, grad in pullback.weights.items():
+            if grad is not None:
+                weights[pullback.probe, rows[name]] += 2 * pullback.scale * grad.double().square().sum().item()
+        for name, found in pullback.inputs.items():
+            for grad, read in found:
+                mean = 0.0 if grad is None else grad.double().square().mean().item()
+                for bits, error in read.errors.items():
+                    size = error.double().square().sum().item()
+                    inputs[bits][pullback.probe, rows[name]] += pullback.scale * mean * size

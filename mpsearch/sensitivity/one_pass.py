@@ -1,0 +1,88 @@
+"""``one-pass``: the output error of every layer in every format from a handful of backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpsearch.errors import UsageError
+from mpsearch.registry import describe
+from mpsearch.sensitivity.probes import Pullback, pullbacks
+from mpsearch.subject import Subject
+from mpsearch.types import Format, Table
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """First-order output error, ``E_v[(vᵀ(J_W ΔW + J_x Δx))²]``, for all layers × formats at once.
+
+    Quantizing a layer changes the output by about ``JΔ``. For a Rademacher vector ``v`` over the output, one backward
+    pass gives ``vᵀJ`` of every weight and every layer input, and ``(vᵀJΔ)²`` is an unbiased estimate of ``‖JΔ‖²``, whatever the
+    number of formats. With the paired loss the gradient at the float weights is zero and the Hessian is ``2JᵀJ/n``, so
+    this is its exact quadratic form along the real rounding error, where HAWQ's trace averages over directions.
+
+    Attributes:
+        probes: backward passes a batch; the relative standard error falls as ``sqrt(2 / (probes · batches))`` or faster.
+        seed: of the probes.
+    """
+
+    probes: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.probes < 2:
+            raise UsageError(f"one-pass needs at least 2 probes for a standard error, not {self.probes}")
+
+    def __call__(self, subject: Subject, formats: Sequence[Format]) -> Table:
+        columns = subject.layers.columns(formats)
+        shape = (self.probes, len(subject.layers), len(columns))
+        squares = np.zeros(shape)
+        projector: _Projector | None = None
+        for batch in range(len(subject.calibration)):
+            subject.progress("one-pass", batch, len(subject.calibration))
+            key = f"{describe('one-pass', self)} {','.join(map(str, columns))} batch {batch}"
+            if key not in subject.memo:
+                projector = projector or _Projector(subject, columns)
+                share = np.zeros(shape)
+                for pullback in pullbacks(subject, columns, batch, self.probes, self.seed):
+                    share[pullback.probe] = pullback.scale * projector(pullback) ** 2
+                subject.memo[key] = share.ravel().tolist()
+            squares += np.reshape(subject.memo[key], shape)
+        subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
+        allowed = [[f in subject.layers.choices(layer, formats) for f in columns] for layer in subject.layers]
+        values = np.where(allowed, squares.mean(0), np.nan)
+        stderr = np.where(allowed, squares.std(0, ddof=1) / self.probes**0.5, np.nan)
+        return Table(subject.layers.units, columns, values, stderr, "mse", describe("one-pass", self))
+
+
+class _Projector:
+    """Turns one pullback into ``vᵀ(J_W ΔW + J_x Δx)`` of every layer and format."""
+
+    def __init__(self, subject: Subject, columns: Sequence[Format]) -> None:
+        self.columns = columns
+        self.kinds = list(dict.fromkeys(format.weight_only for format in columns))
+        self.deltas = {layer.name: self._delta(subject, layer.name) for layer in subject.layers}
+
+    def _delta(self, subject: Subject, name: str) -> Tensor:
+        """``(weight formats, weights)`` rounding errors of one layer."""
+        weight = subject.bank.weight(name)
+        rows = [(subject.bank.dequantized(name, kind) - weight).flatten() for kind in self.kinds]
+        return torch.stack(rows)
+
+    def __call__(self, pullback: Pullback) -> np.ndarray:
+        table = np.zeros((len(self.deltas), len(self.columns)))
+        for row, (name, delta) in enumerate(self.deltas.items()):
+            grad = pullback.weights[name]
+            weights = torch.zeros(len(self.kinds)) if grad is None else (delta @ grad.flatten()).cpu()
+            by_kind = dict(zip(self.kinds, weights.double().tolist(), strict=True))
+            by_width: dict[int | None, float] = {None: 0.0}
+            for grad_x, read in pullback.inputs.get(name, ()):
+                for bits, error in read.errors.items():
+                    value = 0.0 if grad_x is None else torch.sum(grad_x * error).item()
+                    by_width[bits] = by_width.get(bits, 0.0) + value
+            table[row] = [by_kind[f.weight_only] + by_width.get(f.act_bits, 0.0) for f in self.columns]
+        return table

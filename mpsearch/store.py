@@ -1,0 +1,111 @@
+"""A run folder that survives being killed: stages as whole files, measurements in a journal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mpsearch.artifact import read_json, write_json
+from mpsearch.errors import ArtifactError
+
+T = TypeVar("T")
+MARK = "run.json"
+RUN_SCHEMA = "mpsearch-run/1"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Short hash of JSON-able parts: equal exactly when a stored result may be used again."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class RunFolder:
+    """One run on disk.
+
+    A stage is one JSON file with the fingerprint of everything that it depends on; it is computed when the file is missing
+    or was made for something else.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise ArtifactError(f"{path} is a file, not a run folder")
+        if path.is_dir() and any(path.iterdir()) and not (path / MARK).exists():
+            raise ArtifactError(f"{path} holds files but no {MARK}: choose an empty or new folder")
+        if (path / MARK).exists():
+            read_json(path / MARK, RUN_SCHEMA)
+        write_json(path / MARK, RUN_SCHEMA, about)
+
+    def stage(
+        self,
+        name: str,
+        schema: str,
+        key: str,
+        compute: Callable[[], T],
+        encode: Callable[[T], dict[str, Any]],
+        decode: Callable[[dict[str, Any]], T],
+    ) -> T:
+        """The stored value of a stage, or a new one. A file that cannot be read is refused, never overwritten."""
+        path = self.path / f"{name}.json"
+        if path.exists():
+            payload = read_json(path, schema)
+            if payload.get("key") == key:
+                try:
+                    return decode(payload)
+                except ArtifactError as error:
+                    raise ArtifactError(f"{path}: {error}; delete it to compute it again") from None
+        value = compute()
+        write_json(path, schema, {"key": key, **encode(value)})
+        return value
+
+    def journal(self, key: str) -> Journal:
+        return Journal(self.path / "measurements.jsonl", key)
+
+
+class Journal(MutableMapping[str, list[float]]):
+    """Measurements by name, each appended to a file the moment it is made.
+
+    The first line names what they were made for; measurements of something else are dropped. A last line that was cut
+    off by a kill is dropped too; any other damage is refused.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._values: dict[str, list[float]] = {}
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        whole = lines[:-1]  # what follows the last newline was never finished
+        records = [self._record(number, line) for number, line in enumerate(whole, 1)]
+        if records and records[0] == ("key", key):
+            self._values = {name: value for name, value in records[1:] if isinstance(value, list)}
+            if lines[-1]:
+                os.truncate(path, len(b"\n".join(whole)) + 1)
+        else:
+            path.write_text(json.dumps(["key", key]) + "\n")
+
+    def _record(self, number: int, line: bytes) -> tuple[str, Any]:
+        try:
+            name, value = json.loads(line)
+            return str(name), value
+        except (ValueError, TypeError):
+            raise ArtifactError(f"{self._path} is damaged in line {number}; delete it to measure again") from None
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: list[float]) -> None:
+        self._values[name] = value
+        with self._path.open("a") as stream:
+            stream.write(json.dumps([name, value]) + "\n")
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a journal only grows")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)

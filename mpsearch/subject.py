@@ -1,0 +1,102 @@
+"""``Subject``: a generator on the table, with everything about it that is worth computing once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
+from mpsearch.quant import ActivationRange, WeightBank, activation_ranges, applied
+from mpsearch.types import BitMap, Format, Layers, Measured
+
+Memo = MutableMapping[str, list[float]]  # what was measured once, by name; a run folder keeps it on disk
+
+
+class Subject:
+    """A generator, its layers and its calibration inputs; estimators and solvers ask it for the truth.
+
+    Attributes:
+        model: the caller's generator, never changed.
+        layers: what may be quantized.
+        calibration: the inputs on which damage is measured.
+        memo: finished measurements by name; nothing that stands in it is measured again.
+        progress: told about long work.
+        evaluations: true evaluations spent, those found in ``memo`` included.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        calibration: Calibration,
+        memo: Memo | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.calibration = calibration
+        self.memo: Memo = {} if memo is None else memo
+        self.progress = progress
+        self.evaluations = 0
+        self._ranges: dict[tuple[str, int], ActivationRange] = {}
+
+    @cached_property
+    def bank(self) -> WeightBank:
+        return WeightBank(self.model)
+
+    @cached_property
+    def reference(self) -> list[Tensor]:
+        """Images of the float generator, one tensor a batch."""
+        return outputs(self.model, self.calibration)
+
+    @property
+    def samples(self) -> int:
+        return sum(len(images) for images in self.reference)
+
+    def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], ActivationRange]:
+        """Activation ranges of every layer at every width in ``formats``, fitted on the calibration inputs."""
+        widths = {format.act_bits for format in formats if format.act_bits}
+        names = [layer.name for layer in self.layers if layer.act_elements]
+        missing = {bits for bits in widths if any((name, bits) not in self._ranges for name in names)}
+        if missing:
+            places = {name: self.bank.site(name).places for name in names}
+            wanted = {name: sorted(missing) for name in names}
+            self._ranges |= activation_ranges(self.model, wanted, self.calibration, places)
+        return {(name, bits): self._ranges[name, bits] for name in names for bits in widths}
+
+    def with_ranges(self, bitmap: BitMap) -> BitMap:
+        """The map with the calibrated range of every activation it quantizes."""
+        fitted = self.ranges(bitmap.values())
+        ranges = {}
+        for name, format in bitmap.items():
+            if format.act_bits:
+                grid = fitted[name, format.act_bits]
+                ranges[name] = (grid.low, grid.high)
+        return bitmap.with_ranges(ranges)
+
+    def error(self, bitmap: BitMap) -> Measured:
+        """True paired mean squared error of a whole map, with its standard error over samples."""
+        self.evaluations += 1
+        key = f"error {bitmap.key}"
+        if key not in self.memo:
+            reference = self.reference  # made by the float generator: before the map is on it
+            with applied(self.model, self.with_ranges(bitmap), self.bank):
+                errors = paired_errors(self.model, self.calibration, reference)
+            self.memo[key] = [*mean_and_stderr(errors), float(len(errors))]
+        value, stderr, n = self.memo[key]
+        return Measured(value, stderr, int(n))
+
+    def images(self, bitmap: BitMap) -> list[Tensor]:
+        """Images of the generator under a map, on the calibration inputs."""
+        with applied(self.model, self.with_ranges(bitmap), self.bank):
+            return outputs(self.model, self.calibration)
+
+
+def mean_and_stderr(values: Tensor | Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; the latter is 0 for a single value."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    spread = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return values.mean().item(), spread

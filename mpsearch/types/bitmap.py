@@ -1,0 +1,112 @@
+"""``BitMap``: the answer, an immutable mapping from layer name to format, with the activation ranges it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mpsearch.artifact import read_json, write_json
+from mpsearch.errors import ArtifactError, UsageError
+from mpsearch.types.format import Format
+from mpsearch.types.layer import Unit
+
+SCHEMA = "mpsearch-bitmap/1"
+Range = tuple[float, float]
+
+
+class BitMap(Mapping[str, Format]):
+    """Layer name → :class:`Format`. Layers that are not named stay float.
+
+    Attributes:
+        ranges: layer name → (low, high) of its quantized input activations; a map that was written by hand may lack
+            them, and they are then measured when the map is applied.
+    """
+
+    def __init__(self, formats: Mapping[str, Format | str], ranges: Mapping[str, Range] | None = None) -> None:
+        parsed = {n: f if isinstance(f, Format) else Format.parse(f) for n, f in formats.items()}
+        self._formats: Mapping[str, Format] = MappingProxyType(parsed)
+        self.ranges: Mapping[str, Range] = MappingProxyType(
+            {n: r for n, r in (ranges or {}).items() if n in parsed and parsed[n].act_bits}
+        )
+
+    @classmethod
+    def from_units(cls, choices: Mapping[Unit, Format]) -> BitMap:
+        """A map from a solver's units; each must be a whole layer."""
+        if partial := [unit for unit in choices if unit.channels is not None]:
+            raise UsageError(f"{partial[0]} is a part of a layer: a bit map holds whole layers")
+        return cls({unit.layer: format for unit, format in choices.items()})
+
+    def with_ranges(self, ranges: Mapping[str, Range]) -> BitMap:
+        return BitMap(self._formats, ranges)
+
+    def __getitem__(self, layer: str) -> Format:
+        return self._formats[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._formats)
+
+    def __len__(self) -> int:
+        return len(self._formats)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._formats.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BitMap) and dict(self) == dict(other) and dict(self.ranges) == dict(other.ranges)
+
+    def __repr__(self) -> str:
+        return f"BitMap({{{', '.join(f'{n}: {f}' for n, f in self._formats.items())}}})"
+
+    @property
+    def key(self) -> str:
+        """Canonical text of the formats: equal exactly for maps that quantize alike."""
+        return ";".join(f"{n}={f}" for n, f in sorted(self._formats.items()) if str(f) != "float")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layers": {
+                name: {
+                    "format": str(format),
+                    "weight_bits": format.weight_bits,
+                    "act_bits": format.act_bits,
+                    **({"act_range": list(self.ranges[name])} if name in self.ranges else {}),
+                }
+                for name, format in self._formats.items()
+            }
+        }
+
+    @classmethod
+    def from_json(cls, payload: dict[str, Any]) -> BitMap:
+        """Read ``{"layers": {name: {"weight_bits": 4, "act_bits": null}}}``; ``format`` may stand for the two."""
+        try:
+            entries = dict(payload["layers"])
+            formats = {name: Format.parse(_format_text(entry)) for name, entry in entries.items()}
+            ranges = {
+                name: (float(entry["act_range"][0]), float(entry["act_range"][1]))
+                for name, entry in entries.items()
+                if "act_range" in entry
+            }
+        except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
+            raise ArtifactError(f"not a bit map: {error}") from None
+        return cls(formats, ranges)
+
+    def save(self, path: str | Path, **provenance: Any) -> None:
+        write_json(Path(path), SCHEMA, {**self.to_json(), **provenance})
+
+    @classmethod
+    def load(cls, path: str | Path) -> BitMap:
+        try:
+            return cls.from_json(read_json(Path(path), SCHEMA))
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def _format_text(entry: Mapping[str, Any]) -> str:
+    """The format of a JSON entry: its ``format``, or its two widths."""
+    if "format" in entry:
+        return str(entry["format"])
+    weights = {None: "", 16: "fp16"}.get(entry["weight_bits"], f"w{entry['weight_bits']}")
+    act = f"a{entry['act_bits']}" if entry.get("act_bits") else ""
+    return weights + act or "float"

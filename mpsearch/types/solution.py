@@ -1,0 +1,221 @@
+"""``Measured``, ``Problem`` and ``Solution``: a question to a solver, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpsearch.errors import ArtifactError, UsageError
+from mpsearch.types.bitmap import BitMap
+from mpsearch.types.budget import Budget, within
+from mpsearch.types.format import FLOAT_BITS, Format
+from mpsearch.types.layer import Unit
+from mpsearch.types.table import Table
+
+Choice = NDArray[np.int64]  # (units,) column of each unit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its standard error, the number of samples behind it, and its unit."""
+
+    value: float
+    stderr: float
+    n: int
+    unit: str = "mse"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "stderr": self.stderr, "n": self.n, "unit": self.unit}
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """One budget made concrete.
+
+    Attributes:
+        budget: as the user wrote it.
+        costs: the cost of every choice.
+        limit: the most that their sum may be, in the cost's own unit.
+        full: the cost of the float generator.
+    """
+
+    budget: Budget
+    costs: Table
+    limit: float
+    full: float
+
+    def of(self, choice: Choice) -> float:
+        return float(self.costs.values[np.arange(len(choice)), choice].sum()) + self.costs.constant
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Choose one format a unit: least damage, every limit met.
+
+    Attributes:
+        damage: ``(units, formats)``; NaN = not allowed. Additive; only a proposal.
+        limits: the budgets with their cost tables over the same units and formats.
+        evaluate: the true damage of a whole map, when a generator is at hand.
+        starts: feasible choices that a local or sampling search may begin with.
+    """
+
+    damage: Table
+    limits: tuple[Limit, ...]
+    evaluate: Callable[[BitMap], Measured] | None = None
+    starts: tuple[Choice, ...] = ()
+
+    def __post_init__(self) -> None:
+        for limit in self.limits:
+            if limit.costs.units != self.damage.units or limit.costs.formats != self.damage.formats:
+                raise UsageError(f"the cost table of {limit.budget} has other units or formats than the damage table")
+            if np.isnan(limit.costs.values[self.allowed]).any():
+                raise UsageError(f"the cost table of {limit.budget} lacks a choice that the damage table allows")
+        if not self.allowed.any(axis=1).all():
+            row = int(np.flatnonzero(~self.allowed.any(axis=1))[0])
+            raise UsageError(f"{self.damage.units[row]} can take none of the formats")
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.damage.units
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        return self.damage.formats
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """``(units, formats)``: which choices exist."""
+        return ~np.isnan(self.damage.values)
+
+    def predicted(self, choice: Choice) -> float:
+        return float(self.damage.values[np.arange(len(choice)), choice].sum())
+
+    def true_error(self, choice: Choice) -> float:
+        """Paired error of the whole map; ``UsageError`` when no generator is at hand."""
+        if self.evaluate is None:
+            raise UsageError("this search needs a generator: the problem has no true error to evaluate")
+        return self.evaluate(self.bitmap(choice)).value
+
+    def damage_of(self, choice: Choice) -> float:
+        """True error where it can be measured, the table's prediction otherwise."""
+        return self.predicted(choice) if self.evaluate is None else self.true_error(choice)
+
+    def feasible(self, choice: Choice) -> bool:
+        return all(within(limit.of(choice), limit.limit) for limit in self.limits)
+
+    def bitmap(self, choice: Choice) -> BitMap:
+        return BitMap.from_units({u: self.formats[int(c)] for u, c in zip(self.units, choice, strict=True)})
+
+    def bits(self) -> NDArray[np.float64]:
+        """Stored bits of each column, float as 32."""
+        return np.array([f.weight_bits or FLOAT_BITS for f in self.formats], np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a solver says.
+
+    Attributes:
+        method: its name.
+        choice: column of each unit; feasible.
+        status: ``optimal``, ``feasible``, ``time limit`` …
+        bound: lower bound of the additive model, where the solver proves one.
+    """
+
+    method: str
+    choice: Choice
+    status: str
+    bound: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A map that needs no search, reported beside every answer. ``error`` is None where it was not measured."""
+
+    bitmap: BitMap
+    costs: Mapping[str, float]
+    predicted: float
+    error: Measured | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "formats": {name: str(format) for name, format in self.bitmap.items()},
+            "costs": dict(self.costs),
+            "predicted": self.predicted,
+            "error": self.error.to_json() if self.error else None,
+        }
+
+    @classmethod
+    def from_json(cls, payload: dict[str, Any]) -> Baseline:
+        error = _measured(payload["error"])
+        return cls(BitMap(payload["formats"]), payload["costs"], payload["predicted"], error)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A bit map that meets its budgets, and how good it is.
+
+    Attributes:
+        bitmap: layer name → format.
+        predicted: sum of the table over the map, MSE.
+        error: true paired error of the whole map on the calibration inputs; None when no generator was at hand.
+        costs: every cost of the map by name, the budgets' among them.
+        limits: the budgets with their limits in absolute units.
+        status: what the exact solver says of the additive model: ``optimal`` or ``time limit``.
+        bound: lower bound of the additive model, in the table's measure.
+        gap: how far the exact solver's own answer is from ``bound``, as a share of its predicted damage.
+        seconds: wall time of the search.
+        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform`` or ``size-only``.
+        evaluations: true evaluations spent on whole maps.
+        baselines: ``uniform`` (the best feasible one) and ``size-only``, where feasible.
+    """
+
+    bitmap: BitMap
+    predicted: float
+    error: Measured | None
+    costs: Mapping[str, float]
+    limits: Mapping[str, float]
+    status: str
+    bound: float | None
+    gap: float | None
+    seconds: float
+    method: str
+    evaluations: int = 0
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.bitmap.to_json(),
+            "predicted": self.predicted,
+            "error": self.error.to_json() if self.error else None,
+            "costs": dict(self.costs),
+            "limits": dict(self.limits),
+            "status": self.status,
+            "bound": self.bound,
+            "gap": self.gap,
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+            "method": self.method,
+            "baselines": {name: baseline.to_json() for name, baseline in self.baselines.items()},
+        }
+
+    @classmethod
+    def from_json(cls, payload: dict[str, Any]) -> Solution:
+        plain = ("predicted", "costs", "limits", "status", "bound", "gap", "seconds", "evaluations", "method")
+        try:
+            return cls(
+                bitmap=BitMap.from_json(payload),
+                error=_measured(payload["error"]),
+                baselines={name: Baseline.from_json(entry) for name, entry in payload["baselines"].items()},
+                **{name: payload[name] for name in plain},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"not a solution: {error}") from None
+
+
+def _measured(payload: dict[str, Any] | None) -> Measured | None:
+    return None if payload is None else Measured(**payload)

@@ -1,0 +1,45 @@
+"""What ships inside the package: a Self-Attention GAN and the classifier that judges it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mpsearch.zoo.classifier import FashionClassifier
+from mpsearch.zoo.loading import load_weights
+from mpsearch.zoo.sagan import SAGANGenerator
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def sagan() -> SAGANGenerator:
+    """The trained generator; ``weights/sagan.md`` is its model card."""
+    model = SAGANGenerator()
+    load_weights(model, WEIGHTS / "sagan.safetensors")
+    return model.eval()
+
+
+def classifier() -> FashionClassifier:
+    """The trained Fashion-MNIST classifier; ``weights/classifier.md`` is its model card."""
+    model = FashionClassifier()
+    load_weights(model, WEIGHTS / "classifier.safetensors")
+    return model.eval()
+
+
+def reference_path() -> Path:
+    """Features of the 10,000 real test images."""
+    return WEIGHTS / "fashion_mnist_test_features.safetensors"
+
+
+@cache
+def _shared_classifier() -> FashionClassifier:
+    return classifier()
+
+
+@torch.no_grad()
+def fashion_features(images: Tensor) -> Tensor:
+    """Images ``(N, 1, 32, 32)`` in [-1, 1] to classifier features ``(N, 64)``, computed on the CPU."""
+    return _shared_classifier().features(images.float().cpu())

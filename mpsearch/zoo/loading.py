@@ -1,0 +1,90 @@
+"""A user's generator: a factory, and weights in safetensors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from mpsearch.errors import ArtifactError, ModelError, UsageError
+
+
+def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any], base: Path) -> nn.Module:
+    """Build a generator and load its weights, in evaluation mode.
+
+    Args:
+        factory: ``module:function`` or ``path/to/file.py:function``; called with ``options``.
+        weights: safetensors with the generator's ``state_dict``; None keeps what the factory made.
+        options: keyword arguments.
+        base: folder that relative paths start from, and where modules are looked for first.
+    """
+    build = resolve(factory, base)
+    try:
+        model = build(**options)
+    except TypeError as error:
+        raise UsageError(f"{factory} cannot be called with {dict(options)}: {error}") from None
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{factory} returns a {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, base / weights)
+    return model.eval()
+
+
+def resolve(name: str, base: Path) -> Callable[..., Any]:
+    """The object that ``module:function`` or ``file.py:function`` names."""
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise UsageError(f"{name!r} is no factory: write module:function or path/to/file.py:function")
+    try:
+        module = _from_file(base / place) if place.endswith(".py") else _from_module(place, base)
+    except (ImportError, FileNotFoundError) as error:
+        raise UsageError(f"cannot import {place!r}: {error}") from None
+    if not callable(found := getattr(module, attribute, None)):
+        options = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise UsageError(f"{place!r} has no function {attribute!r}; it has {options or 'none'}")
+    return found  # type: ignore[no-any-return]
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load safetensors strictly; the error lists the first names or shapes that do not fit."""
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"the weights {path} do not exist") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
+    own = model.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in state]
+    wrong += [f"{k} is unknown to the model" for k in state if k not in own]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise ArtifactError(f"{path} does not fit the model in {len(wrong)} entries: {'; '.join(wrong[:3])}")
+    model.load_state_dict(state)
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_module(name: str, base: Path) -> Any:
+    sys.path.insert(0, str(base))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(base))

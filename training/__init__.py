@@ -1,0 +1,1 @@
+"""Scripts that train and package the weights shipped in ``mpsearch/zoo/weights``."""
