@@ -25,7 +25,19 @@ from mpsearch.registry import lookup, make
 from mpsearch.search import SOLVERS, Bayes, Refine, solve
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.subject import Memo, Subject
-from mpsearch.types import FLOAT, BitMap, Budget, Format, Layers, Limit, Problem, QualityReport, Solution, Table, parse_formats
+from mpsearch.types import (
+    FLOAT,
+    BitMap,
+    Budget,
+    Format,
+    Layers,
+    Limit,
+    Problem,
+    QualityReport,
+    Solution,
+    Table,
+    parse_formats,
+)
 
 FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 

@@ -242,7 +242,9 @@ def map_input(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Callab
 
 
 def _input_hook(function: Callable[[Tensor], Tensor]) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         count = 3 if isinstance(module, nn.MultiheadAttention) else 1
         named: list[int | str] = [*range(len(args)), *kwargs]
         values = [*args, *kwargs.values()]

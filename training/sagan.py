@@ -134,7 +134,9 @@ def train(config: dict[str, Any]) -> None:
             state |= {"random": torch.get_rng_state(), "step": step, "seconds": spent}
             checkpoint.save(work / "last.pt", state)
             settled = settle(ema, config["seed"])
-            save_file(settled.state_dict(), work / "generator.safetensors", {"step": str(step), "seconds": f"{spent:.0f}"})
+            save_file(
+                settled.state_dict(), work / "generator.safetensors", {"step": str(step), "seconds": f"{spent:.0f}"}
+            )
             grid(settled, work / "samples.png", config["seed"])
             print(f"step {step} D {loss_d.item():.3f} G {loss_g.item():.3f} {spent:.0f} s", flush=True)
 

@@ -110,7 +110,9 @@ def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> di
     return {layer.name + CODES: packed, layer.name + SCALE: weight.scale.flatten().cpu()}
 
 
-def _stored_weight(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format) -> QuantizedWeight:
+def _stored_weight(
+    tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format
+) -> QuantizedWeight:
     codes, shape = tensors[name + CODES], list(entry["shape"])
     if format.bits is None:
         return QuantizedWeight(codes.reshape(shape), None, torch.float32)

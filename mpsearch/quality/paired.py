@@ -20,7 +20,9 @@ def paired_quality(
     The PSNR is that of the mean error, its peak the range of ``before``; None when nothing differs or the float outputs are
     constant. SSIM is None unless the outputs are ``(N, C, H, W)`` of at least 11x11.
     """
-    errors = torch.cat([(b - a).double().square().reshape(len(b), -1).mean(1).cpu() for b, a in zip(before, after, strict=True)])
+    errors = torch.cat(
+        [(b - a).double().square().reshape(len(b), -1).mean(1).cpu() for b, a in zip(before, after, strict=True)]
+    )
     peak = max(b.max().item() for b in before) - min(b.min().item() for b in before)
     picks = resampled(len(errors), draws, seed)
     means = errors[picks].mean(1)

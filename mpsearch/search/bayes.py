@@ -35,10 +35,14 @@ class Bayes:
         options = [_by_cost(problem, unit) for unit in range(len(problem.units))]
         tried: dict[tuple[int, ...], float] = {}
         with _quiet():
-            sampler = optuna.samplers.TPESampler(seed=self.seed, constraints_func=lambda trial: trial.user_attrs["excess"])
+            sampler = optuna.samplers.TPESampler(
+                seed=self.seed, constraints_func=lambda trial: trial.user_attrs["excess"]
+            )
             study = optuna.create_study(sampler=sampler)
             for start in starts:
-                study.enqueue_trial({str(u): options[u].index(int(c)) for u, c in enumerate(start)}, skip_if_exists=True)
+                study.enqueue_trial(
+                    {str(u): options[u].index(int(c)) for u, c in enumerate(start)}, skip_if_exists=True
+                )
             # Near a tight budget most proposals are infeasible and free; the second limit ends a search that stalls.
             for _ in range(20 * self.evaluations):
                 if len(tried) >= self.evaluations:

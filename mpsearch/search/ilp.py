@@ -38,7 +38,9 @@ class Ilp:
             raise InfeasibleBudget(_conflict(problem, cells))
         return answer
 
-    def _solve(self, problem: Problem, cells: NDArray[np.int64], damage: NDArray[np.float64], share: float) -> Answer | None:
+    def _solve(
+        self, problem: Problem, cells: NDArray[np.int64], damage: NDArray[np.float64], share: float
+    ) -> Answer | None:
         floor = np.fmin.reduce(problem.damage.values, axis=1)
         # Distances above the best cell of each unit keep every digit of a gap, whatever the size of the damage.
         gains = damage - floor[cells[:, 0]]

@@ -18,7 +18,9 @@ class SizeOnly:
     """
 
     def __call__(self, problem: Problem) -> Answer:
-        bits = problem.bits() + np.array([(f.act_bits or FLOAT_BITS) / 1e3 for f in problem.formats])  # ties: more act bits
+        bits = problem.bits() + np.array(
+            [(f.act_bits or FLOAT_BITS) / 1e3 for f in problem.formats]
+        )  # ties: more act bits
         values = np.where(problem.allowed, 4.0**-bits, np.nan)
         blind = replace(problem, damage=replace(problem.damage, values=values))
         return replace(Ilp()(blind), method="size-only", bound=None)

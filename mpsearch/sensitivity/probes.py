@@ -40,9 +40,7 @@ class Pullback:
     scale: float
 
 
-def pullbacks(
-    subject: Subject, formats: Sequence[Format], batch: int, probes: int, seed: int
-) -> Iterator[Pullback]:
+def pullbacks(subject: Subject, formats: Sequence[Format], batch: int, probes: int, seed: int) -> Iterator[Pullback]:
     """One forward pass of calibration batch number ``batch`` and ``probes`` backward passes, for all layers and formats.
 
     The probes are Rademacher vectors, so ``E[(vᵀJΔ)²] = ‖JΔ‖²`` (Hutchinson 1990).

@@ -1,0 +1,5 @@
+"""``python -m mpsearch``."""
+
+from mpsearch.cli import main
+
+main()

@@ -1,0 +1,210 @@
+"""The command line: tables, progress bars and exit codes; no logic."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as Sheet
+
+from mpsearch.config import load_config
+from mpsearch.errors import MpsearchError
+from mpsearch.export import read_map
+from mpsearch.report.page import number
+from mpsearch.run import Run
+from mpsearch.sensitivity import ESTIMATORS
+from mpsearch.sensitivity.compare import agreement
+from mpsearch.types import BitMap, QualityReport, Solution
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+screen = Console()
+notes = Console(stderr=True)
+
+Config = Annotated[Path | None, typer.Argument(help="A run config in YAML; without one, the embedded generator.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continues in it. By default runs/NAME.")]
+BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
+FormatOption = Annotated[list[str] | None, typer.Option("--format", help="w2 … w8, w4a8, fp16 …; may be repeated.")]
+Effort = Annotated[str | None, typer.Option(help="fast, standard or thorough.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
+MapFile = Annotated[Path | None, typer.Option("--bitmap", help="A map (.json, .yaml, .csv) in place of the found one.")]
+
+
+@app.command()
+def layers(config: Config = None, out: Out = None) -> None:
+    """List what can be quantized, with weights, MACs and activation elements of one sample.
+
+    Example: `mpsearch layers configs/dcgan-faces.yaml`
+    """
+    with working(config, out) as run:
+        sheet = Sheet("layer", "kind", "shape", "weights", "MACs", "activations")
+        for layer in run.layers:
+            shape = "×".join(map(str, layer.shape))
+            sheet.add_row(
+                layer.name, layer.kind, shape, number(layer.numel), number(layer.macs), number(layer.act_elements)
+            )
+    screen.print(sheet)
+    screen.print(f"{len(run.layers)} layers, {run.layers.numel:,} weights; {run.layers.rest_bytes:,} bytes stay float")
+
+
+@app.command()
+def sensitivity(
+    config: Config = None,
+    out: Out = None,
+    estimator: Annotated[str | None, typer.Option(help=f"{', '.join(ESTIMATORS)}.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="All estimators, and how well each ranks the true error.")
+    ] = False,
+    formats: FormatOption = None,
+    seed: Seed = None,
+) -> None:
+    """Predict the damage of every layer in every format.
+
+    Example: `mpsearch sensitivity configs/dcgan-faces.yaml --estimator hessian`
+    """
+    chosen = {"name": estimator} if estimator else None
+    with working(config, out, estimator=chosen, formats=formats, seed=seed) as run:
+        table = run.sensitivity
+        tables = {name: run.table(name, {}) for name in ESTIMATORS} if compare else {}
+    sheet = Sheet("layer", *map(str, table.formats), title=f"{table.measure}, {table.source}")
+    for unit, values, errors in zip(table.units, table.values, table.stderr, strict=True):
+        cells = ["–" if np.isnan(v) else f"{v:.1e} ±{e:.0e}" for v, e in zip(values, errors, strict=True)]
+        sheet.add_row(str(unit), *cells)
+    screen.print(sheet)
+    if tables:
+        sheet = Sheet("estimator", "rank correlation with the true error", "log correlation", "cells")
+        for name, other in tables.items():
+            rank, log, cells_used = agreement(other, tables["perturbation"])
+            sheet.add_row(name, f"{rank:.4f}", f"{log:.4f}", str(cells_used))
+        screen.print(sheet)
+        floor = (tables["fid-proxy"].notes or {})["noise_floor"]
+        screen.print(f"noise floor of the Fréchet distance: {floor:.3g}")
+
+
+@app.command()
+def search(
+    config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
+    effort: Effort = None, solver: Annotated[str | None, typer.Option(help="ilp, bayes, refine …: instead of an effort.")] = None,
+    seed: Seed = None,
+) -> None:  # fmt: skip
+    """Find the best bit map under the budgets.
+
+    Example: `mpsearch search --budget 'size<=15%' --budget 'bops<=12%' --effort fast`
+    """
+    chosen = {"name": solver} if solver else None
+    with working(config, out, budgets=budget, formats=formats, effort=effort, solver=chosen, seed=seed) as run:
+        solution = run.solution
+    show_solution(solution)
+
+
+@app.command()
+def validate(config: Config = None, out: Out = None, bitmap: MapFile = None, seed: Seed = None) -> None:
+    """Compare float and quantized pictures on held-back inputs: PSNR, SSIM, Fréchet and kernel distance.
+
+    Example: `mpsearch validate --bitmap my-map.json --out runs/mine`
+    """
+    with working(config, out, seed=seed) as run:
+        quality = run.quality if bitmap is None else run.validate(read_map(bitmap), f"quality-{bitmap.stem}")
+    show_quality(quality)
+
+
+@app.command()
+def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed: Seed = None) -> None:
+    """Write the map as JSON, YAML and CSV, and the generator as one bit-packed safetensors file.
+
+    Example: `mpsearch export configs/dcgan-faces.yaml --out runs/faces`
+    """
+    with working(config, out, seed=seed) as run:
+        files = run.export(None if bitmap is None else read_map(bitmap))
+    for kind, path in files.items():
+        screen.print(f"{kind}: {path} ({path.stat().st_size:,} bytes)", soft_wrap=True)
+
+
+@app.command()
+def run(
+    config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
+    effort: Effort = None, seed: Seed = None,
+) -> None:  # fmt: skip
+    """Everything: layers, sensitivity, search, validation, export and report.
+
+    Example: `mpsearch run my.yaml --budget 'bits<=3' --effort fast --out runs/mine`
+    """
+    with working(config, out, budgets=budget, formats=formats, effort=effort, seed=seed) as work:
+        solution, quality = work.solution, work.quality
+        work.export()
+        report = work.report()
+    show_solution(solution)
+    show_quality(quality)
+    for path in sorted(p for p in report.parent.rglob("*") if p.is_file()):
+        screen.print(str(path), soft_wrap=True, highlight=False)
+
+
+def show_solution(solution: Solution) -> None:
+    sheet = Sheet("layer", "format", "weight bits", "activation bits", title=f"bit map by {solution.method}")
+    for name, format in solution.bitmap.items():
+        sheet.add_row(name, str(format), str(format.weight_bits or "float"), str(format.act_bits or "float"))
+    screen.print(sheet)
+    sheet = Sheet("map", *solution.costs, "true error (MSE)")
+    rows: dict[str, Any] = {solution.method: solution, **{f"baseline {n}": b for n, b in solution.baselines.items()}}
+    for name, entry in rows.items():
+        sheet.add_row(name, *map(number, entry.costs.values()), f"{entry.error.value:.4e}" if entry.error else "–")
+    screen.print(sheet)
+    for text, limit in solution.limits.items():
+        screen.print(f"budget {text}: {number(solution.costs[text.split('<=')[0]])} <= {number(limit)}")
+
+
+def show_quality(quality: QualityReport) -> None:
+    sheet = Sheet("held-back", "value", "95 % interval", "n")
+    for name, value in vars(quality).items():
+        if hasattr(value, "low"):
+            sheet.add_row(name, f"{value.value:.5g}", f"{value.low:.5g} … {value.high:.5g}", str(value.n))
+    screen.print(sheet)
+    screen.print(f"distances to {quality.reference} ({quality.reference_n} samples), features: {quality.features}")
+
+
+@contextmanager
+def working(config: Path | None, out: Path | None, **overrides: Any) -> Iterator[Run]:
+    """A run with progress bars on standard error."""
+    settings = load_config(config, **overrides)
+    folder = out or Path("runs") / (config.stem if config else "sagan")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes, transient=not notes.is_terminal) as bars:
+        yield Run(settings, folder, _bar(bars))
+
+
+def _bar(bars: Progress) -> Callable[[str, int, int], None]:
+    tasks: dict[str, Any] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
+
+    return progress
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on standard error and exit code 2."""
+    try:
+        app()
+    except MpsearchError as error:
+        notes.print(f"mpsearch: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

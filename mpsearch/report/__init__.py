@@ -1,0 +1,6 @@
+"""What a person looks at: a picture grid and a page of numbers."""
+
+from mpsearch.report.grid import save_grid
+from mpsearch.report.page import page
+
+__all__ = ["page", "save_grid"]

@@ -1,0 +1,104 @@
+"""``report.md``: the answer, the proof that the budget is met, and what became of the pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mpsearch.types import Interval, Layers, QualityReport, Solution, Table, within
+
+
+def page(title: str, layers: Layers, table: Table, solution: Solution, quality: QualityReport) -> str:
+    """The whole report as Markdown."""
+    parts = [
+        f"# {title}",
+        "![full precision and quantized samples](samples.png)",
+        _answer(solution),
+        "## Budget\n\n" + _budget(solution),
+        "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
+        "## Pictures, on held-back inputs\n\n" + _quality(quality),
+        "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _answer(solution: Solution) -> str:
+    bound = "" if solution.bound is None else f", lower bound {solution.bound:.3e}, gap {solution.gap or 0:.1e}"
+    true = f", true {solution.error.value:.3e} ± {solution.error.stderr:.1e}" if solution.error else ""
+    return (
+        f"Found by `{solution.method}` in {solution.seconds:.1f} s with {solution.evaluations} true evaluations. Damage of the map "
+        f"(mean squared change of the output, calibration inputs): predicted {solution.predicted:.3e}{true}. "
+        f"Additive model: {solution.status}{bound}."
+    )
+
+
+def _budget(solution: Solution) -> str:
+    rows = []
+    for text, limit in solution.limits.items():
+        cost = solution.costs[text.split("<=")[0]]
+        rows.append([f"`{text}`", number(limit), number(cost), "yes" if within(cost, limit) else "NO"])
+    budget = markdown(["budget", "limit", "this map", "met"], rows)
+    others = ", ".join(f"{name} {number(value)}" for name, value in solution.costs.items())
+    return f"{budget}\n\nAll costs of the map: {others}."
+
+
+def _baselines(solution: Solution, quality: QualityReport) -> str:
+    entries = [(f"**{solution.method}**", solution.costs, solution.error)]
+    entries += [(name, baseline.costs, baseline.error) for name, baseline in solution.baselines.items()]
+    rows = []
+    for name, costs, error in entries:
+        gain = "–"
+        if error and solution.error and error.value > 0 and solution.error.value > 0:
+            gain = f"{10 * math.log10(error.value / solution.error.value):+.2f} dB"
+        rows.append([name, *(number(cost) for cost in costs.values()), f"{error.value:.3e}" if error else "–", gain])
+    return markdown(["map", *solution.costs, "true error", "gain of the answer"], rows)
+
+
+def _quality(quality: QualityReport) -> str:
+    rows = [["paired PSNR, dB", _interval(quality.psnr_db, 2)], ["paired SSIM", _interval(quality.ssim, 4)]]
+    pairs = markdown(["measure", "value [95 % interval]"], rows)
+    n = quality.fd_float.n
+    fd = [
+        ["Fréchet distance", _interval(quality.fd_float, 3), _interval(quality.fd_quantized, 3)],
+        ["kernel distance ×1000", _interval(quality.kid_float, 3, 1000), _interval(quality.kid_quantized, 3, 1000)],
+    ]
+    return (
+        f"{pairs}\n\n{markdown([f'to {quality.reference}', 'float', 'quantized'], fd)}\n\n"
+        f"Features: {quality.features}. Distances from n = {n} generated and {quality.reference_n} reference samples, paired measures "
+        f"from n = {quality.mse.n}. An FD depends on n: compare it only at equal n."
+    )
+
+
+def _layers(layers: Layers, table: Table, solution: Solution) -> str:
+    rows = []
+    for index, layer in enumerate(layers):
+        values = [f"{v:.1e}" if not np.isnan(v) else "–" for v in table.values[index]]
+        rows.append(
+            [
+                f"`{layer.name}`",
+                str(layer.numel),
+                f"{layer.macs / 1e6:.2f}",
+                f"**{solution.bitmap[layer.name]}**",
+                *values,
+            ]
+        )
+    head = ["layer", "weights", "MMACs", "format", *(str(format) for format in table.formats)]
+    return f"Predicted damage of each layer alone ({table.measure}, {table.source}):\n\n" + markdown(head, rows)
+
+
+def _interval(value: Interval | None, digits: int, scale: float = 1.0) -> str:
+    if value is None:
+        return "–"
+    return f"{value.value * scale:.{digits}f} [{value.low * scale:.{digits}f}, {value.high * scale:.{digits}f}]"
+
+
+def number(value: float) -> str:
+    """Whole numbers in full, others to five digits."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 or value == round(value) else f"{value:.5g}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,229 @@
+"""``Run``: a configured search from generator to report, each stage one file in a folder, each made at most once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch import api
+from mpsearch.artifact import write_bytes
+from mpsearch.calibration import Calibration, Progress, outputs, silent
+from mpsearch.config import RunConfig
+from mpsearch.errors import UsageError
+from mpsearch.features import moments, pooled_pixels
+from mpsearch.inputs import SOURCES, draw
+from mpsearch.layers import find_layers
+from mpsearch.protocols import Estimator, FeatureNet, Solver
+from mpsearch.quality import Reference
+from mpsearch.registry import make
+from mpsearch.report import page, save_grid
+from mpsearch.search import SOLVERS
+from mpsearch.sensitivity import ESTIMATORS
+from mpsearch.store import RunFolder, fingerprint
+from mpsearch.subject import Subject
+from mpsearch.types import BitMap, Layers, QualityReport, Solution, Table, parse_formats
+from mpsearch.zoo import WEIGHTS, fashion_features, load_generator, resolve
+
+FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
+# Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
+HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
+
+
+class Run:
+    """Stages as properties: asking for one computes what it needs and is not in the folder yet."""
+
+    def __init__(self, config: RunConfig, out: Path, progress: Progress = silent) -> None:
+        self.config = config
+        self.progress = progress
+        self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
+        self._subject: Subject | None = None
+
+    @cached_property
+    def model(self) -> nn.Module:
+        model = self.config.model
+        generator = load_generator(model.factory, model.weights, model.options, self.config.base)
+        return generator.to(pick_device(self.config.device))
+
+    @cached_property
+    def _identity(self) -> str:
+        """Of the generator and the calibration inputs: whatever changes it makes every measurement another one."""
+        digest = hashlib.sha256()
+        for key, value in self.model.state_dict().items():
+            if isinstance(value, Tensor):
+                digest.update(
+                    key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                )
+        c = self.config
+        samples = (c.samples.calibration, c.samples.batch)
+        return fingerprint(digest.hexdigest(), c.model.factory, c.model.options, c.inputs, samples, c.seed)
+
+    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
+        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
+        sources = []
+        for number, entry in enumerate(self.config.inputs):
+            options = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "kind"}
+            if "kind" not in entry:
+                raise UsageError(f"inputs.{number} has no kind; it is one of {', '.join(SOURCES)}")
+            if "folder" in options and "package" not in options:
+                options["folder"] = str(self.config.base / options["folder"])
+            sources.append(make("kind of input", SOURCES, entry["kind"], options))
+        return draw(sources, count, self.config.samples.batch, self.config.seed + offset)
+
+    @cached_property
+    def layers(self) -> Layers:
+        """``layers.json``."""
+        include, exclude = self.config.layers.include, self.config.layers.exclude
+        key = fingerprint(self._identity, include, exclude)
+        first = Calibration.of(self.inputs(self.config.samples.calibration, 0)[:1], pick_device(self.config.device))
+        return self.folder.stage(
+            "layers",
+            "mpsearch-layers/1",
+            key,
+            lambda: find_layers(self.model, first.batches[0], include, exclude),
+            Layers.to_json,
+            Layers.from_json,
+        )
+
+    @cached_property
+    def subject(self) -> Subject:
+        batches = self.inputs(self.config.samples.calibration, 0)
+        memo = self.folder.journal(self._identity)
+        return api.make_subject(self.model, batches, self.layers, self.config.seed, memo=memo, progress=self.progress)
+
+    @cached_property
+    def features(self) -> FeatureNet:
+        name = self.config.judge.features
+        return FEATURES[name] if name in FEATURES else resolve(name, self.config.base)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Real features; without a file of them, those of the float generator on other inputs."""
+        path = self.config.judge.reference
+        if path is not None:
+            own = self.config.base / path
+            return Reference.load(own if own.exists() else WEIGHTS / path)
+        count = self.config.samples.distances
+        inputs = Calibration.of(self.inputs(count, REFERENCE), pick_device(self.config.device))
+        found = api.featurise(self.model, inputs, self.features, self.progress, "reference images")
+        return Reference(found, "other samples of the float generator")
+
+    def table(self, name: str, options: Mapping[str, Any]) -> Table:
+        """``sensitivity.json`` for the configured estimator, ``sensitivity-NAME.json`` for any other."""
+        formats = parse_formats(self.config.formats)
+        configured = name == self.config.estimator.name
+        extra = (
+            {"features": self.features, "reference": moments(self.reference.features)} if name == "fid-proxy" else {}
+        )
+        estimator: Estimator = make("estimator", ESTIMATORS, name, {**extra, **options})
+        return self.folder.stage(
+            "sensitivity" if configured else f"sensitivity-{name}",
+            "mpsearch-table/1",
+            fingerprint(
+                self._identity, self.layers.to_json(), name, options, self.config.formats, self.config.judge.features
+            ),
+            lambda: estimator(self.subject, formats),
+            Table.to_json,
+            Table.from_json,
+        )
+
+    @cached_property
+    def sensitivity(self) -> Table:
+        return self.table(self.config.estimator.name, self.config.estimator.options)
+
+    @cached_property
+    def solution(self) -> Solution:
+        """``bitmap.json``."""
+        config = self.config
+        solvers: tuple[Solver, ...] = api.EFFORTS[config.effort]
+        if config.solver is not None:
+            solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
+        solvers = api.with_seed(solvers, config.seed)
+        return self.folder.stage(
+            "bitmap",
+            "mpsearch-bitmap/1",
+            fingerprint(self.sensitivity.to_json(), config.budgets, config.effort, str(solvers)),
+            lambda: api.search(self.sensitivity, self.layers, config.budgets, solvers, self.subject),
+            Solution.to_json,
+            Solution.from_json,
+        )
+
+    def validate(self, bitmap: BitMap, name: str = "quality") -> QualityReport:
+        """``quality.json`` of a map, by default the found one."""
+        samples = self.config.samples
+        key = [
+            self._identity,
+            bitmap.to_json(),
+            samples.heldback,
+            samples.distances,
+            self.config.judge.model_dump(mode="json"),
+        ]
+        return self.folder.stage(
+            name,
+            "mpsearch-quality/1",
+            fingerprint(key),
+            lambda: api.validate(
+                self.model,
+                bitmap,
+                self.inputs(samples.heldback, HELDBACK),
+                self.features,
+                self.reference,
+                self.inputs(samples.distances, DISTANCES),
+                self.config.seed,
+                self.progress,
+            ),
+            QualityReport.to_json,
+            QualityReport.from_json,
+        )
+
+    @cached_property
+    def quality(self) -> QualityReport:
+        return self.validate(self.solution.bitmap)
+
+    def export(self, bitmap: BitMap | None = None) -> dict[str, Path]:
+        """``export/``: the map as JSON, YAML and CSV, and the packed generator."""
+        chosen = self.solution.bitmap if bitmap is None else bitmap
+        first = self.subject.calibration.batches[:1]
+        return api.export(self.model, chosen, self.folder.path / "export", first, layers=self.layers)
+
+    def report(self) -> Path:
+        """``samples.png`` and ``report.md``."""
+        held = Calibration.of(self.inputs(self.config.samples.heldback, HELDBACK), pick_device(self.config.device))
+        few = Calibration(held.batches[: -(-16 // self.config.samples.batch)], self.config.seed)
+        blocks = {"full precision": torch.cat(outputs(self.model, few))}
+        shown = {f"{self.solution.method}: {describe(self.solution.bitmap, self.layers)}": self.solution.bitmap}
+        if uniform := self.solution.baselines.get("uniform"):
+            shown |= {f"best uniform map: {describe(uniform.bitmap, self.layers)}": uniform.bitmap}
+        for label, bitmap in shown.items():
+            with api.applied(self.model, self.subject.with_ranges(bitmap), self.subject.bank):
+                blocks[label] = torch.cat(outputs(self.model, few))
+        save_grid(self.folder.path / "samples.png", blocks)
+        text = page(f"{self.config.model.factory} under {', '.join(self.config.budgets)}", self.layers, self.sensitivity,
+                    self.solution, self.quality)  # fmt: skip
+        path = self.folder.path / "report.md"
+        write_bytes(path, text.encode())
+        return path
+
+
+def describe(bitmap: BitMap, layers: Layers) -> str:
+    """Mean widths of a map in words."""
+    weights = sum(layer.numel * (bitmap[layer.name].weight_bits or 32) for layer in layers) / layers.numel
+    acts = sorted({str(format.act_bits or "float") for format in bitmap.values()})
+    return f"{weights:.2f} bits a weight, {'/'.join(acts)} activations"
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device, or the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
