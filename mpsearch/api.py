@@ -208,7 +208,7 @@ def validate(
     target = reference or Reference(torch.cat([features(b).cpu() for b in before]).float(), "float generator")
     if target.features.shape[1] != float_features.shape[1]:
         raise CalibrationError(
-            f"the reference has {target.features.shape[1]} features, the feature network gives {float_features.shape[1]}"
+            f"the reference has {target.features.shape[1]} features, the network gives {float_features.shape[1]}"
         )
     mse, psnr, similarity = paired_quality(before, after, seed=seed)
     fd_float, kid_float = distances(float_features, target, seed=seed)

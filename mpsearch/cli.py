@@ -21,7 +21,7 @@ from mpsearch.report.page import number
 from mpsearch.run import Run
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.compare import agreement
-from mpsearch.types import BitMap, QualityReport, Solution
+from mpsearch.types import QualityReport, Solution
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -34,6 +34,7 @@ Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continu
 BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
 FormatOption = Annotated[list[str] | None, typer.Option("--format", help="w2 … w8, w4a8, fp16 …; may be repeated.")]
 Effort = Annotated[str | None, typer.Option(help="fast, standard or thorough.")]
+SolverOption = Annotated[str | None, typer.Option("--solver", help="ilp, bayes, refine …; replaces an effort.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
 MapFile = Annotated[Path | None, typer.Option("--bitmap", help="A map (.json, .yaml, .csv) in place of the found one.")]
 
@@ -92,8 +93,7 @@ def sensitivity(
 @app.command()
 def search(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
-    effort: Effort = None, solver: Annotated[str | None, typer.Option(help="ilp, bayes, refine …: instead of an effort.")] = None,
-    seed: Seed = None,
+    effort: Effort = None, solver: SolverOption = None, seed: Seed = None,
 ) -> None:  # fmt: skip
     """Find the best bit map under the budgets.
 

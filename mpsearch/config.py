@@ -29,10 +29,10 @@ class ModelConfig(_Strict):
 class SamplesConfig(_Strict):
     """How many inputs: to search on, to compare pairs on, and for the distances."""
 
-    calibration: int = Field(64, ge=2)
-    heldback: int = Field(256, ge=2)
-    distances: int = Field(2000, ge=2)
-    batch: int = Field(16, ge=1)
+    calibration: int = Field(default=64, ge=2)
+    heldback: int = Field(default=256, ge=2)
+    distances: int = Field(default=2000, ge=2)
+    batch: int = Field(default=16, ge=1)
 
 
 class LayersConfig(_Strict):
@@ -50,7 +50,7 @@ class MethodConfig(_Strict):
 
 
 class QualityConfig(_Strict):
-    """Feature network of the distances, and the file of real features; without one, the float generator's own images."""
+    """Feature network of the distances, and the real features; by default the float generator's own images."""
 
     features: str = "pixels"
     reference: Path | None = None

@@ -48,4 +48,4 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
-    return max(distance.item(), 0.0)
+    return max(float(distance), 0.0)

@@ -153,9 +153,7 @@ def forward(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> Tensor:
     """
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.random.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        torch.manual_seed(seed)
         try:
             output = first_tensor(model(*batch))
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
@@ -186,9 +184,10 @@ class _Fixed(nn.Module):
 def shadow(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
     """Make ``module.<name>`` be ``value`` until the returned function is called."""
     if parametrize.is_parametrized(module, name):
-        chain = module.parametrizations[name]  # type: ignore[index, union-attr]
-        chain.append(_Fixed(value))  # type: ignore[operator]
-        return lambda: chain.__delitem__(len(chain) - 1)  # type: ignore[operator, arg-type]
+        chain = module.get_submodule(f"parametrizations.{name}")
+        assert isinstance(chain, nn.ModuleList)
+        chain.append(_Fixed(value))
+        return lambda: chain.__delitem__(-1)
     if name in module._parameters:
         module.__dict__[name] = value
         return lambda: module.__dict__.pop(name, None)
@@ -204,7 +203,7 @@ def shadow(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
 
 
 def make_permanent(module: nn.Module, name: str, value: Tensor) -> None:
-    """Make ``value`` the weight for good, in a copy that is ours to change; computed weights become plain where possible."""
+    """Make ``value`` the weight for good, in a copy that is ours to change; a parametrized weight becomes plain."""
     if parametrize.is_parametrized(module, name):
         parametrize.remove_parametrizations(module, name)
     if name in module._parameters:

@@ -21,6 +21,7 @@ from mpsearch.inputs import SOURCES, draw
 from mpsearch.layers import find_layers
 from mpsearch.protocols import Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
+from mpsearch.quant import applied
 from mpsearch.registry import make
 from mpsearch.report import page, save_grid
 from mpsearch.search import SOLVERS
@@ -67,12 +68,12 @@ class Run:
         """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
         sources = []
         for number, entry in enumerate(self.config.inputs):
-            options = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "kind"}
-            if "kind" not in entry:
+            options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            if (kind := options.pop("kind", None)) is None:
                 raise UsageError(f"inputs.{number} has no kind; it is one of {', '.join(SOURCES)}")
             if "folder" in options and "package" not in options:
                 options["folder"] = str(self.config.base / options["folder"])
-            sources.append(make("kind of input", SOURCES, entry["kind"], options))
+            sources.append(make("kind of input", SOURCES, kind, options))
         return draw(sources, count, self.config.samples.batch, self.config.seed + offset)
 
     @cached_property
@@ -200,11 +201,11 @@ class Run:
         if uniform := self.solution.baselines.get("uniform"):
             shown |= {f"best uniform map: {describe(uniform.bitmap, self.layers)}": uniform.bitmap}
         for label, bitmap in shown.items():
-            with api.applied(self.model, self.subject.with_ranges(bitmap), self.subject.bank):
+            with applied(self.model, self.subject.with_ranges(bitmap), self.subject.bank):
                 blocks[label] = torch.cat(outputs(self.model, few))
         save_grid(self.folder.path / "samples.png", blocks)
-        text = page(f"{self.config.model.factory} under {', '.join(self.config.budgets)}", self.layers, self.sensitivity,
-                    self.solution, self.quality)  # fmt: skip
+        title = f"{self.config.model.factory} under {', '.join(self.config.budgets)}"
+        text = page(title, self.layers, self.sensitivity, self.solution, self.quality)
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())
         return path

@@ -26,8 +26,8 @@ def fingerprint(*parts: Any) -> str:
 class RunFolder:
     """One run on disk.
 
-    A stage is one JSON file with the fingerprint of everything that it depends on; it is computed when the file is missing
-    or was made for something else.
+    A stage is one JSON file with the fingerprint of everything that it depends on; it is computed when the file is
+    missing or was made for something else.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:

@@ -97,7 +97,8 @@ def package_sagan(config: dict[str, Any]) -> None:
   {fd.value:.3f} [{fd.low:.3f}, {fd.high:.3f}]; kernel distance x1000 {kid.value * 1000:.2f} (n = {kid.n}).
 - Classes among {SAMPLES:,} samples, by the shipped classifier: {coverage}.
 - Training: `python -m training.sagan configs/training/sagan.yaml`, seed {config["seed"]}, {facts["step"]} steps of batch
-  {config["batch"]}, {facts["seconds"]} s on two shared CPU cores; exponential moving average, batch statistics re-measured.
+  {config["batch"]}, {facts["seconds"]} s on two shared CPU cores; exponential moving average, batch statistics
+  re-measured.
 
 ![samples](sagan.png)
 """

@@ -32,8 +32,8 @@ CODES, SCALE, RANGE = "#codes", "#scale", "#range"
 class Packed:
     """``generator.safetensors``: codes, scales and activation ranges of the quantized layers, the rest as it is.
 
-    The payload (the sum of all tensors) is exactly the ``size`` cost of the map. The header's metadata holds format, shape
-    and channel axis of every layer. :func:`load_packed` reads it back.
+    The payload (the sum of all tensors) is exactly the ``size`` cost of the map. The header's metadata holds format,
+    shape and channel axis of every layer. :func:`load_packed` reads it back.
     """
 
     def __call__(

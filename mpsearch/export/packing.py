@@ -7,14 +7,15 @@ from numpy.typing import NDArray
 
 
 def pack(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """Signed codes of ``bits`` bits to ``ceil(n · bits / 8)`` bytes; offset by ``2^(b−1)``, least significant bit first."""
+    """Signed codes to ``ceil(n · bits / 8)`` bytes: offset by ``2^(bits−1)``, least significant bit first."""
     unsigned = (codes.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     planes = (unsigned[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
-    return np.packbits(planes, axis=None, bitorder="little")
+    return np.packbits(planes.reshape(-1), bitorder="little")
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int8]:
     """The inverse of :func:`pack` for ``count`` codes."""
     planes = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     unsigned = planes.astype(np.int16) @ (1 << np.arange(bits, dtype=np.int16))
-    return (unsigned - 2 ** (bits - 1)).astype(np.int8)
+    codes: NDArray[np.int8] = (unsigned - 2 ** (bits - 1)).astype(np.int8)
+    return codes

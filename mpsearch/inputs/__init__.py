@@ -31,7 +31,7 @@ def draw(sources: Sequence[Source], count: int, batch: int, seed: int) -> list[t
     """``count`` samples as batches of positional arguments; the samples do not depend on ``batch``."""
     generator = torch.Generator().manual_seed(seed)
     columns = [source(count, generator) for source in sources]
-    return list(zip(*(column.split(batch) for column in columns), strict=True))
+    return list(zip(*(torch.split(column, batch) for column in columns), strict=True))
 
 
 __all__ = ["SOURCES", "Constant", "Images", "Integers", "Normal", "Source", "Uniform", "draw"]

@@ -37,7 +37,8 @@ class Reference:
 def distances(features: Tensor, reference: Reference, draws: int = 100, seed: int = 0) -> tuple[Interval, Interval]:
     """(Fréchet distance, kernel distance) of generated ``features`` ``(n, D)`` to the reference.
 
-    The intervals resample the generated features only: the reference is the same for everything that is compared with it.
+    The intervals resample the generated features only: the reference is the same for everything that is compared with
+    it.
     """
     target = moments(reference.features)
     picks = resampled(len(features), draws, seed)

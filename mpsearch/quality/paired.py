@@ -17,8 +17,8 @@ def paired_quality(
 ) -> tuple[Interval, Interval | None, Interval | None]:
     """MSE, PSNR in dB, and SSIM of pairs, each with a bootstrap interval over samples.
 
-    The PSNR is that of the mean error, its peak the range of ``before``; None when nothing differs or the float outputs are
-    constant. SSIM is None unless the outputs are ``(N, C, H, W)`` of at least 11x11.
+    The PSNR is that of the mean error, its peak the range of ``before``; None when nothing differs or the float
+    outputs are constant. SSIM is None unless the outputs are ``(N, C, H, W)`` of at least 11x11.
     """
     errors = torch.cat(
         [(b - a).double().square().reshape(len(b), -1).mean(1).cpu() for b, a in zip(before, after, strict=True)]

@@ -30,17 +30,22 @@ class ActivationRange:
     bits: int
 
     @property
+    def top(self) -> int:
+        """Largest code."""
+        return (1 << self.bits) - 1
+
+    @property
     def scale(self) -> float:
-        return max((self.high - self.low) / (2**self.bits - 1), 1e-12)
+        return max((self.high - self.low) / self.top, 1e-12)
 
     @property
     def zero_point(self) -> int:
-        return min(max(round(-self.low / self.scale), 0), 2**self.bits - 1)
+        return min(max(round(-self.low / self.scale), 0), self.top)
 
 
 def quantize_activation(x: Tensor, grid: ActivationRange) -> Tensor:
     """Round ``x`` to the grid; any shape, same dtype."""
-    rounded = torch.fake_quantize_per_tensor_affine(x.float(), grid.scale, grid.zero_point, 0, 2**grid.bits - 1)
+    rounded = torch.fake_quantize_per_tensor_affine(x.float(), grid.scale, grid.zero_point, 0, grid.top)
     return rounded.to(x.dtype)
 
 

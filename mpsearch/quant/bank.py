@@ -16,8 +16,8 @@ from mpsearch.types import Format
 class WeightBank:
     """Quantized weights of one generator, made on first use.
 
-    A search puts the same few formats on the same weights thousands of times; int8 codes and scales cost a quarter of the
-    float weights a format.
+    A search puts the same few formats on the same weights thousands of times; int8 codes and scales cost a quarter of
+    the float weights a format.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -41,7 +41,9 @@ def quantized(
         yield model
 
 
-def with_ranges(model: nn.Module, bitmap: BitMap, batches: Iterable[Any] | None, bank: WeightBank) -> BitMap:
+def with_ranges(
+    model: nn.Module, bitmap: BitMap, batches: Iterable[Any] | Calibration | None, bank: WeightBank
+) -> BitMap:
     """The map with every activation range it needs, fitted on ``batches`` where it has none."""
     missing = {name: [f.act_bits] for name, f in bitmap.items() if f.act_bits and name not in bitmap.ranges}
     if not missing:
@@ -63,9 +65,9 @@ def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[None
         places = bank.site(layer).places
         if format.kind != "float":
             value = bank.dequantized(layer, format)
-            weights.update({place: value for place in places})
+            weights.update(dict.fromkeys(places, value))
         if format.act_bits:
             grid = partial(quantize_activation, grid=ActivationRange(*bitmap.ranges[layer], format.act_bits))
-            grids.update({place: grid for place in places})
+            grids.update(dict.fromkeys(places, grid))
     with substituted(model, weights), inputs_mapped(model, grids):
         yield

@@ -38,8 +38,8 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
     """Quantize ``weight`` as ``format`` says, one scale for every index of ``axis``.
 
     The scale of a channel minimises ``‖w − s·round(w/s)‖²`` over a geometric grid of clipping points up to the largest
-    magnitude, then over alternating least squares ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed ``max|w| / q``, so the outermost
-    level is always used and quantizing twice changes nothing.
+    magnitude, then over alternating least squares ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed ``max|w| / q``, so the
+    outermost level is always used and quantizing twice changes nothing.
     """
     if format.kind != "int" or format.bits is None:
         return QuantizedWeight(weight.detach().to(torch.float16), None, weight.dtype)

@@ -28,8 +28,9 @@ def _answer(solution: Solution) -> str:
     bound = "" if solution.bound is None else f", lower bound {solution.bound:.3e}, gap {solution.gap or 0:.1e}"
     true = f", true {solution.error.value:.3e} ± {solution.error.stderr:.1e}" if solution.error else ""
     return (
-        f"Found by `{solution.method}` in {solution.seconds:.1f} s with {solution.evaluations} true evaluations. Damage of the map "
-        f"(mean squared change of the output, calibration inputs): predicted {solution.predicted:.3e}{true}. "
+        f"Found by `{solution.method}` in {solution.seconds:.1f} s with {solution.evaluations} true evaluations. "
+        f"Damage of the map (mean squared change of the output, calibration inputs): "
+        f"predicted {solution.predicted:.3e}{true}. "
         f"Additive model: {solution.status}{bound}."
     )
 
@@ -66,8 +67,8 @@ def _quality(quality: QualityReport) -> str:
     ]
     return (
         f"{pairs}\n\n{markdown([f'to {quality.reference}', 'float', 'quantized'], fd)}\n\n"
-        f"Features: {quality.features}. Distances from n = {n} generated and {quality.reference_n} reference samples, paired measures "
-        f"from n = {quality.mse.n}. An FD depends on n: compare it only at equal n."
+        f"Features: {quality.features}. Distances from n = {n} generated and {quality.reference_n} reference samples, "
+        f"paired measures from n = {quality.mse.n}. An FD depends on n: compare it only at equal n."
     )
 
 

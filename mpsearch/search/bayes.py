@@ -19,8 +19,9 @@ from mpsearch.types import Answer, Problem
 class Bayes:
     """Tree-structured Parzen estimator (Bergstra et al. 2011; constraints as in Optuna), one integer a unit.
 
-    Warm-started with the problem's starting points (the ILP answer and the uniform maps), so it is never worse than these on
-    calibration data. An infeasible proposal costs no run of the generator: it is told its excess and a damage predicted by the table.
+    Warm-started with the problem's starting points (the ILP answer and the uniform maps), so it is never worse than
+    these on calibration data. An infeasible proposal costs no run of the generator: it is told its excess and a
+    damage predicted by the table.
 
     Attributes:
         evaluations: true evaluations to spend, the warm starts included.

@@ -21,7 +21,7 @@ def check_feasible(problem: Problem) -> None:
 
 
 def spell(limit: Limit, value: float) -> str:
-    """A cost as a user would write it in a budget, rounded up so that it can be met: ``size<=20%`` → ``size<=41.2%``."""
+    """A cost as a user would write it in a budget, ``size<=41.2%``, rounded up so that it can be met."""
     unit, scale = ("%", 100 / limit.full) if limit.budget.relative else ("", 1.0)
     digits = 6 if limit.costs.measure == "bits" or limit.budget.relative else 0
     rounded = np.ceil(value * scale * 10**digits - 1e-6) / 10**digits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -61,21 +62,21 @@ def _minimise(
     rows, count = cells[:, 0], len(cells)
     x = cp.Variable(count, boolean=True)
     once = sp.csr_array((np.ones(count), (rows, np.arange(count))), shape=(len(problem.units), count))
-    constraints = [once @ x == 1]
+    constraints: list[Any] = [cp.Constant(once) @ x == 1]
     if problem.limits:
         costs = np.stack([limit.costs.values[tuple(cells.T)] for limit in problem.limits])
         room = np.array([limit.limit - limit.costs.constant for limit in problem.limits])
-        constraints.append(sp.csr_array(costs / room[:, None]) @ x <= share)
+        constraints.append(cp.Constant(costs / room[:, None]) @ x <= share)
     program = cp.Problem(cp.Minimize(objective @ x), constraints)
     options = {"mip_rel_gap": gap, "mip_abs_gap": 0.0, "time_limit": seconds}
     try:
-        program.solve(solver=cp.HIGHS, highs_options=options)
+        program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
     except cp.SolverError as error:
         raise UsageError(f"HiGHS gave up: {error}") from None
     if x.value is None:
         return None
     chosen = cells[x.value > 0.5]
-    info = program.solver_stats.extra_stats
+    info: Any = program.solver_stats.extra_stats
     status = {"optimal": "optimal", "user_limit": "time limit"}.get(program.status, program.status)
     return chosen[np.argsort(chosen[:, 0]), 1], status, float(info.mip_dual_bound)
 
@@ -89,4 +90,5 @@ def _conflict(problem: Problem, cells: NDArray[np.int64]) -> str:
     solved = _minimise(rest, cells, objective / objective.max(), 1.0, 1e-9, 60.0)
     if solved is None:
         return f"{names} cannot be met together"
-    return f"{names} cannot be met together: under the others the smallest feasible value is {spell(first, first.of(solved[0]))}"
+    least = spell(first, first.of(solved[0]))
+    return f"{names} cannot be met together: under the others the smallest feasible value is {least}"

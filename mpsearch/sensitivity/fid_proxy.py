@@ -20,9 +20,9 @@ from mpsearch.types import BitMap, Format, Table
 class FidProxy:
     """``FD(quantized, reference) − FD(float, reference)`` of each layer × format alone, in feature space.
 
-    Both distances see the same latents, so sampling noise mostly cancels; what remains is the standard error, from a paired
-    bootstrap. ``notes["noise_floor"]`` is the bootstrap deviation of the float distance itself: changes below it say nothing about a
-    ranking. A change may be negative. Heusel et al. 2017 (arXiv 1706.08500) for the distance.
+    Both distances see the same latents, so sampling noise mostly cancels; what remains is the standard error, from a
+    paired bootstrap. ``notes["noise_floor"]`` is the bootstrap deviation of the float distance itself: changes below
+    it say nothing about a ranking. A change may be negative. Heusel et al. 2017 (arXiv 1706.08500) for the distance.
 
     Attributes:
         features: feature network; by default colour layout.

@@ -18,9 +18,10 @@ from mpsearch.types import Format, Table
 class Hessian:
     """``½ · tr(H) / n · ‖ΔW‖²`` (Dong et al., "HAWQ-V2", NeurIPS 2020, arXiv 1911.03852), in units of output MSE.
 
-    ``H`` is the Hessian of the mean squared change of the output. At the float weights the residual is zero, so ``H = 2JᵀJ / n``
-    exactly, and Hutchinson's estimator runs in the output space, ``tr(JᵀJ) = E_v[‖vᵀJ‖²]``: no second derivatives, never negative, and all
-    layers share a probe. Activations are scored alike, with the trace over the layer's input.
+    ``H`` is the Hessian of the mean squared change of the output. At the float weights the residual is zero, so ``H =
+    2JᵀJ / n`` exactly, and Hutchinson's estimator runs in the output space, ``tr(JᵀJ) = E_v[‖vᵀJ‖²]``: no second
+    derivatives, never negative, and all layers share a probe. Activations are scored alike, with the trace over the
+    layer's input.
 
     Attributes:
         probes: Rademacher vectors a batch, the same for every layer.

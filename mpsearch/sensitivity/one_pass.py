@@ -21,12 +21,13 @@ class OnePass:
     """First-order output error, ``E_v[(vᵀ(J_W ΔW + J_x Δx))²]``, for all layers × formats at once.
 
     Quantizing a layer changes the output by about ``JΔ``. For a Rademacher vector ``v`` over the output, one backward
-    pass gives ``vᵀJ`` of every weight and every layer input, and ``(vᵀJΔ)²`` is an unbiased estimate of ``‖JΔ‖²``, whatever the
-    number of formats. With the paired loss the gradient at the float weights is zero and the Hessian is ``2JᵀJ/n``, so
-    this is its exact quadratic form along the real rounding error, where HAWQ's trace averages over directions.
+    pass gives ``vᵀJ`` of every weight and every layer input, and ``(vᵀJΔ)²`` is an unbiased estimate of ``‖JΔ‖²``,
+    whatever the number of formats. With the paired loss the gradient at the float weights is zero and the Hessian is
+    ``2JᵀJ/n``, so this is its exact quadratic form along the real rounding error, where HAWQ's trace averages over
+    directions.
 
     Attributes:
-        probes: backward passes a batch; the relative standard error falls as ``sqrt(2 / (probes · batches))`` or faster.
+        probes: backward passes a batch; the relative standard error is at most ``sqrt(2 / probes)``.
         seed: of the probes.
     """
 

@@ -41,7 +41,7 @@ class Pullback:
 
 
 def pullbacks(subject: Subject, formats: Sequence[Format], batch: int, probes: int, seed: int) -> Iterator[Pullback]:
-    """One forward pass of calibration batch number ``batch`` and ``probes`` backward passes, for all layers and formats.
+    """One forward pass of calibration batch ``batch`` and ``probes`` backward passes, for all layers and formats.
 
     The probes are Rademacher vectors, so ``E[(vᵀJΔ)²] = ‖JΔ‖²`` (Hutchinson 1990).
     """

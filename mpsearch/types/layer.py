@@ -111,10 +111,11 @@ class Layers(Sequence[Layer]):
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> Layers:
         try:
-            layers = tuple(
-                Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-                for entry in payload["layers"]
-            )
+            layers = tuple(Layer(**_tuples(entry)) for entry in payload["layers"])
             return cls(layers, int(payload["rest_bytes"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"not a list of layers: {error}") from None
+
+
+def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

@@ -52,7 +52,8 @@ class QualityReport:
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> QualityReport:
         try:
-            fields = {name: payload[name] for name in cls.__dataclass_fields__}
-            return cls(**{n: Interval(**v) if isinstance(v, dict) else v for n, v in fields.items()})
+            fields: dict[str, Any] = {name: payload[name] for name in cls.__dataclass_fields__}
+            fields |= {name: Interval(**value) for name, value in fields.items() if isinstance(value, dict)}
+            return cls(**fields)
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"not a quality report: {error}") from None

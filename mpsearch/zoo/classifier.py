@@ -33,4 +33,5 @@ class FashionClassifier(nn.Module):
         return F.adaptive_avg_pool2d(self.body(images), 1).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.dropout(self.features(images)))
+        logits: Tensor = self.head(self.dropout(self.features(images)))
+        return logits

@@ -31,8 +31,9 @@ class SelfAttention(nn.Module):
         key = F.max_pool2d(self.key(x), 2).flatten(2)  # N C/8 P/4
         value = F.max_pool2d(self.value(x), 2).flatten(2)  # N C/2 P/4
         weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # N P P/4
-        attended = (value @ weights.transpose(1, 2)).unflatten(2, x.shape[2:])
-        return x + self.gamma * self.out(attended)
+        attended = (value @ weights.transpose(1, 2)).reshape(len(x), -1, *x.shape[2:])
+        mixed: Tensor = self.out(attended)
+        return x + self.gamma * mixed
 
 
 class UpBlock(nn.Module):
@@ -48,9 +49,10 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.interpolate(F.relu(self.norm1(x)), scale_factor=2, mode="nearest")
-        h = self.conv2(F.relu(self.norm2(self.conv1(h))))
+        h = F.relu(self.norm2(self.conv1(h)))
+        changed: Tensor = self.conv2(h)
         # A 1x1 convolution commutes with nearest upsampling: the cheap order is the same function.
-        return h + F.interpolate(self.skip(x), scale_factor=2, mode="nearest")
+        return changed + F.interpolate(self.skip(x), scale_factor=2, mode="nearest")
 
 
 class SAGANGenerator(nn.Module):
@@ -68,6 +70,6 @@ class SAGANGenerator(nn.Module):
         self.to_grey = spectral_norm(nn.Conv2d(widths[3], 1, 3, padding=1))
 
     def forward(self, latents: Tensor) -> Tensor:
-        h = self.project(latents).unflatten(1, (self.widths[0], 4, 4))
+        h = self.project(latents).reshape(-1, self.widths[0], 4, 4)
         h = self.up32(self.attention(self.up16(self.up8(h))))
         return torch.tanh(self.to_grey(F.relu(self.norm(h))))
