@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UsageError
@@ -51,7 +51,7 @@ def find_layers(
             Layer(
                 name=site.names[0],
                 kind=type(site.owners[0][0]).__name__.removeprefix("Parametrized"),
-                shape=site.shape,
+                shape=tuple(site.weight.shape),
                 channel_axis=site.axis,
                 macs=sum(use.macs for use in uses),
                 act_elements=sum(use.act_elements for use in uses),
@@ -71,7 +71,7 @@ class Site:
         names: every name of the tensor; more than one when it is tied.
         places: one name for each distinct module that owns it (a module may itself be registered twice).
         owners: those modules, each with the tensor's name in it.
-        shape: of the effective weight.
+        weight: the tensor that the forward pass uses, detached.
         axis: of its output channels.
         keys: the ``state_dict`` entries that hold it.
     """
@@ -79,7 +79,7 @@ class Site:
     names: tuple[str, ...]
     places: tuple[str, ...]
     owners: tuple[tuple[nn.Module, str], ...]
-    shape: tuple[int, ...]
+    weight: Tensor
     axis: int
     keys: tuple[str, ...]
 
@@ -109,7 +109,7 @@ def find_sites(model: nn.Module) -> list[Site]:
                 raise ModelError(f"{name} holds {bad} NaN or infinite values of {value.numel()}")
             source = module.state_dict(keep_vars=True)[local[0]]
             axis = channel_axis(module, tensor, value.shape)
-            new = Site((), (), (), tuple(value.shape), axis, ())
+            new = Site((), (), (), value, axis, ())
             identity = (source.data_ptr(), tuple(source.shape), source.stride(), tensor)
             site = found.get(identity, new)
             fresh = all(module is not other for other, _ in site.owners)
@@ -157,19 +157,19 @@ def _storage(state: dict[str, Any]) -> dict[str, int]:
 
 
 def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[tuple[int, str], _Usage]:
-    """MACs and input elements of every site for one sample, from one forward pass under torch's flop counter."""
+    """MACs and input elements of every site for one sample, from one forward pass with torch's flop formulas."""
     meter = _Meter()
     with torch.no_grad(), evaluating(model), ExitStack() as stack:
         for module in model.modules():
             for handle in meter.watch(module):
                 stack.callback(handle.remove)
-        with meter.counter:
+        with meter:
             output = forward(model, batch)
     samples = max(1, output.shape[0])
     users: dict[int, list[tuple[int, str, int]]] = {}
     for site in sites:
         for module, tensor in site.owners:
-            entry = (id(module), tensor, max(1, math.prod(site.shape)))
+            entry = (id(module), tensor, max(1, site.weight.numel()))
             users.setdefault(_user(model, module, meter), []).append(entry)
     usage: dict[tuple[int, str], _Usage] = {}
     for key, entries in users.items():
@@ -192,29 +192,41 @@ def _user(model: nn.Module, module: nn.Module, meter: _Meter) -> int:
     return id(model.get_submodule(path))
 
 
-class _Meter:
-    """Flops and input elements of every called module, its children taken out."""
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Flops and input elements of every called module, its children taken out.
+
+    Counts with the formulas of torch's flop counter. ``FlopCounterMode`` itself cannot be used: its module tracker
+    asks for the gradient of every module input, which a view of a parameter (StyleGAN's constant input) lacks under
+    ``no_grad``.
+    """
 
     # Products of two activations inside attention belong to no weight; only leaves may use these for their weights.
     ATTENTION = ("bmm", "scaled_dot_product")
 
     def __init__(self) -> None:
-        self.counter = FlopCounterMode(display=False)
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: dict[int, tuple[int, int]] = {}  # module -> (MACs, input elements), all calls together
+        self._flops = [0, 0]  # outside attention products, in them
         self._stack: list[tuple[int, list[int]]] = []  # (flops at the start, flops of children)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            attention = any(word in str(func) for word in self.ATTENTION)
+            self._flops[attention] += int(formula(*args, **(kwargs or {}), out_val=output))
+        return output
 
     def watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
         leaf = next(module.children(), None) is None
-        yield module.register_forward_pre_hook(lambda *_: self._stack.append((self._flops(leaf), [])), with_kwargs=True)
+        yield module.register_forward_pre_hook(lambda *_: self._stack.append((self._total(leaf), [])), with_kwargs=True)
         yield module.register_forward_hook(partial(self._leave, leaf), with_kwargs=True)
 
-    def _flops(self, leaf: bool) -> int:
-        counts = self.counter.get_flop_counts().get("Global", {})
-        return sum(int(n) for op, n in counts.items() if leaf or not any(word in str(op) for word in self.ATTENTION))
+    def _total(self, leaf: bool) -> int:
+        return sum(self._flops) if leaf else self._flops[0]
 
     def _leave(self, leaf: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         start, nested = self._stack.pop()
-        flops = self._flops(leaf) - start
+        flops = self._total(leaf) - start
         if self._stack:
             self._stack[-1][1].append(flops)
         tensor = first_tensor([*args, *kwargs.values()])

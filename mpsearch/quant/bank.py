@@ -8,20 +8,18 @@ from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
 from mpsearch.layers import Site, find_sites
-from mpsearch.model import effective_weight, owner
 from mpsearch.quant.weights import QuantizedWeight, quantize_weight
 from mpsearch.types import Format
 
 
 class WeightBank:
-    """Quantized weights of one generator, made on first use.
+    """Quantized weights of one generator, made on first use from the weights that it had when the bank was opened.
 
     A search puts the same few formats on the same weights thousands of times; int8 codes and scales cost a quarter of
     the float weights a format.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._sites = {name: site for site in find_sites(model) for name in site.names}
         self._kept: dict[tuple[str, Format], QuantizedWeight] = {}
 
@@ -34,9 +32,7 @@ class WeightBank:
 
     def weight(self, layer: str) -> Tensor:
         """The float weight that the generator computes with."""
-        value = effective_weight(*owner(self._model, layer))
-        assert value is not None
-        return value
+        return self.site(layer).weight
 
     def quantized(self, layer: str, format: Format) -> QuantizedWeight:
         """Codes and scales; activations do not matter here. ``format`` must not keep the weights float."""

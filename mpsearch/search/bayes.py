@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 
 from mpsearch.search.ilp import Ilp
-from mpsearch.types import Answer, Problem
+from mpsearch.types import TOLERANCE, Answer, Problem
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Bayes:
         options = [_by_cost(problem, unit) for unit in range(len(problem.units))]
         tried: dict[tuple[int, ...], float] = {}
         with _quiet():
-            sampler = optuna.samplers.TPESampler(
-                seed=self.seed, constraints_func=lambda trial: trial.user_attrs["excess"]
-            )
+            sampler = optuna.samplers.TPESampler(seed=self.seed)
             study = optuna.create_study(sampler=sampler)
             for start in starts:
                 study.enqueue_trial(
@@ -51,7 +49,8 @@ class Bayes:
                 trial = study.ask()
                 picks = [trial.suggest_int(str(u), 0, len(o) - 1) for u, o in enumerate(options)]
                 choice = np.array([o[p] for o, p in zip(options, picks, strict=True)])
-                trial.set_user_attr("excess", [limit.of(choice) / limit.limit - 1 for limit in problem.limits])
+                for limit in problem.limits:
+                    trial.set_constraint(str(limit.budget), limit.of(choice) / limit.limit - 1 - TOLERANCE)
                 damage = problem.predicted(choice)
                 if problem.feasible(choice):
                     if tuple(choice) not in tried:

@@ -1,0 +1,203 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
+from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, SizeOnly, Uniform, solve
+from mpsearch.types import Format, Limit, Measured, Problem, parse_formats
+
+FORMATS = parse_formats(["w2", "w3", "w4", "w6", "w8"])
+
+
+def table(values, measure="mse", constant=0.0):
+    values = np.asarray(values, float)
+    units = tuple(Unit(f"layer{i}.weight") for i in range(len(values)))
+    return Table(units, FORMATS[: values.shape[1]], values, np.zeros_like(values), measure, "test", constant)
+
+
+def problem(damage, *limits, evaluate=None):
+    made = []
+    for cost, (costs, limit) in zip(("bits", "bops"), limits, strict=False):
+        made.append(Limit(Budget(cost, limit), table(costs), limit, 100.0))
+    return Problem(table(damage), tuple(made), evaluate)
+
+
+def random_problem(seed, units=4, formats=4, budgets=1, tight=0.5, evaluate=None):
+    rng = np.random.default_rng(seed)
+    damage = np.sort(rng.lognormal(0, 3, (units, formats)), axis=1)[:, ::-1].copy()
+    limits = []
+    for _ in range(budgets):
+        costs = np.sort(rng.uniform(1, 10, (units, formats)), axis=1)
+        low, high = costs[:, 0].sum(), costs[:, -1].sum()
+        limits.append((costs, low + tight * (high - low)))
+    return problem(damage, *limits, evaluate=evaluate)
+
+
+def brute_force(task):
+    best = np.inf
+    for choice in itertools.product(*(np.flatnonzero(row) for row in task.allowed)):
+        if task.feasible(np.array(choice)):
+            best = min(best, task.predicted(np.array(choice)))
+    return best
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    units=st.integers(1, 6),
+    formats=st.integers(1, 4),
+    budgets=st.integers(0, 2),
+    tight=st.floats(0, 1),
+    scale=st.sampled_from([1e-12, 1.0, 1e9]),
+)
+def test_ilp_is_brute_force(seed, units, formats, budgets, tight, scale):
+    task = random_problem(seed, units, formats, budgets, tight)
+    task = Problem(table(task.damage.values * scale), task.limits)
+    best = brute_force(task)
+    assume(np.isfinite(best))
+    answer = Ilp()(task)
+    assert task.feasible(answer.choice)
+    assert task.predicted(answer.choice) == pytest.approx(best, rel=1e-6)
+    assert answer.status == "optimal"
+    assert answer.bound <= best * (1 + 1e-9)
+    assert answer.bound >= best - 2e-6 * max(best, 1e-300) - 1e-6 * (
+        task.damage.values.max() - task.damage.values.min()
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.floats(0, 0.9), st.floats(0.01, 0.1))
+def test_a_looser_budget_never_raises_damage(seed, tight, more):
+    tighter = random_problem(seed, tight=tight)
+    looser = random_problem(seed, tight=tight + more)
+    assert looser.predicted(Ilp()(looser).choice) <= tighter.predicted(Ilp()(tighter).choice) * (1 + 1e-9)
+
+
+def test_choices_that_are_not_allowed_are_never_taken():
+    damage = np.array([[9.0, np.nan, 0.1], [9.0, 3.0, np.nan]])
+    costs = np.array([[1.0, 1.0, 5.0], [1.0, 2.0, 1.0]])
+    answer = Ilp()(problem(damage, (costs, 100)))
+    assert answer.choice.tolist() == [2, 1]
+
+
+def test_a_budget_that_cannot_be_met_says_the_smallest_feasible_value():
+    costs = np.array([[2.0, 4.0], [2.5, 8.0]])
+    for solver in (Ilp(), SizeOnly(), Uniform(), Bayes(), Refine()):
+        with pytest.raises(InfeasibleBudget, match=r"^bits<=4 cannot be met: the smallest feasible value is bits<=5$"):
+            solver(problem(np.ones((2, 2)), (costs, 4)))
+
+
+def test_the_stated_value_is_itself_feasible():
+    rng = np.random.default_rng(3)
+    costs = rng.uniform(1, 9, (7, 3))
+    full = 321.7
+    tables = table(costs, "bytes", constant=17.3)
+    damage = table(np.ones((7, 3)))
+    for budget in (Budget("size", 0.01, True), Budget("size", 3.0)):
+        task = Problem(damage, (Limit(budget, tables, budget.absolute(full), full),))
+        with pytest.raises(InfeasibleBudget) as caught:
+            Ilp()(task)
+        again = Budget.parse(str(caught.value).split("smallest feasible value is ")[1])
+        Ilp()(Problem(damage, (Limit(again, tables, again.absolute(full), full),)))
+
+
+def test_budgets_that_conflict_name_the_pair():
+    first = np.array([[1.0, 9.0]])
+    second = np.array([[9.0, 1.0]])
+    with pytest.raises(InfeasibleBudget, match=r"bits<=5 and bops<=5 cannot be met together: .* is bits<=9"):
+        Ilp()(problem([[1.0, 1.0]], (first, 5), (second, 5)))
+
+
+def rugged(task_bits):
+    """A true error in which neighbouring layers interact: no sum of single damages."""
+
+    def evaluate(bitmap):
+        bits = np.array([format.bits for format in bitmap.values()], float)
+        errors = 2.0**-bits
+        return Measured(float((errors[:-1] - errors[1:]) @ (errors[:-1] - errors[1:]) + 0.01 * errors @ errors), 0.0, 8)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_keeps_the_contract(name):
+    """A new solver in the registry is tested here: feasible, deterministic, NaN respected, starting points kept."""
+    solver = SOLVERS[name]()
+    task = random_problem(5, units=6, formats=5, budgets=2, tight=0.4, evaluate=rugged(None))
+    start = Ilp()(task).choice
+    values = task.damage.values.copy()
+    column = next(c for c in range(5) if c != start[0])
+    values[0, column] = np.nan
+    task = Problem(table(values), task.limits, task.evaluate, (start,))
+    answers = [solver(task) for _ in range(2)]
+    assert (answers[0].choice == answers[1].choice).all()
+    assert task.feasible(answers[0].choice)
+    assert answers[0].choice[0] != column
+    assert answers[0].method == name
+    if name in ("refine", "bayes"):
+        assert task.true_error(answers[0].choice) <= task.true_error(start)
+
+
+@pytest.mark.parametrize("name", ["refine", "bayes"])
+def test_searches_on_the_truth_need_a_generator_and_keep_to_their_evaluations(name):
+    with pytest.raises(UsageError, match="needs a generator"):
+        SOLVERS[name]()(random_problem(1))
+    calls = []
+
+    def evaluate(bitmap):
+        calls.append(bitmap.key)
+        return rugged(None)(bitmap)
+
+    SOLVERS[name](evaluations=7)(random_problem(2, units=6, formats=5, evaluate=evaluate))
+    assert len(set(calls)) <= 7
+
+
+def test_refine_escapes_what_addition_cannot_see():
+    bits = np.array([[f.bits for f in FORMATS]] * 6, float)
+    damage = 4.0**-bits * np.array([1, 30, 1, 30, 1, 30])[:, None]
+    task = problem(damage, (bits / 6, 4.0), evaluate=rugged(None))
+    exact, refined = Ilp()(task), Refine(evaluations=150)(task)
+    assert task.true_error(refined.choice) < 0.5 * task.true_error(exact.choice)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.floats(0, 1))
+def test_no_answer_is_worse_than_the_best_feasible_uniform_map(seed, tight):
+    task = random_problem(seed, units=5, formats=4, tight=tight, evaluate=rugged(None))
+    solution = solve(task, (), task.limits)
+    maps = [np.full(5, column) for column in range(4)]
+    feasible = [task.true_error(choice) for choice in maps if task.feasible(choice)]
+    if feasible:
+        assert solution.error.value <= min(feasible)
+        assert solution.baselines["uniform"].error.value == min(feasible)
+    assert solution.costs["bits"] <= task.limits[0].limit * (1 + 1e-9)
+
+
+def test_uniform_falls_back_to_weights_where_activations_cannot_be_quantized():
+    formats = (Format.parse("w4a8"), Format.parse("w4"))
+    values = np.array([[1.0, np.nan], [np.nan, 1.0]])
+    units = (Unit("a.weight"), Unit("b.weight"))
+    task = Problem(Table(units, formats, values, np.zeros((2, 2)), "mse", "test"), ())
+    assert Uniform()(task).choice.tolist() == [0, 1]
+
+
+def test_size_only_ignores_the_damage_and_favours_small_layers():
+    bits = np.array([f.bits for f in FORMATS], float)
+    sizes = np.array([1000, 10, 10, 10])
+    costs = np.outer(sizes, bits) / sizes.sum()
+    first = SizeOnly()(problem(np.random.default_rng(0).random((4, 5)), (costs, 3.9))).choice
+    second = SizeOnly()(problem(np.random.default_rng(1).random((4, 5)), (costs, 3.9))).choice
+    assert (first == second).all()
+    assert (bits[first[1:]] > bits[first[0]]).all()
+
+
+def test_problems_check_their_tables():
+    with pytest.raises(UsageError, match="other units or formats"):
+        problem(np.ones((2, 3)), (np.ones((2, 2)), 1.0))
+    with pytest.raises(UsageError, match=r"layer0.weight can take none"):
+        problem(np.array([[np.nan, np.nan]]))
+    with pytest.raises(UsageError, match="lacks a choice"):
+        problem(np.ones((1, 2)), (np.array([[1.0, np.nan]]), 5.0))
