@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from mpsearch.api import make_subject
 from mpsearch.subject import Subject
+from mpsearch.zoo import sagan
 
 
 class Deconv(nn.Module):
@@ -178,3 +179,10 @@ class Snapshot:
 @pytest.fixture
 def snapshot() -> type[Snapshot]:
     return Snapshot
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Subject:
+    """The shipped generator on a few latents."""
+    latents = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    return make_subject(sagan(), [(z,) for z in latents.split(8)])

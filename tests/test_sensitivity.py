@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mpsearch import BitMap, UsageError, estimate, find_layers
+from mpsearch.api import make_subject
+from mpsearch.features import frechet_distance, moments, pooled_pixels
+from mpsearch.registry import make
+from mpsearch.sensitivity import ESTIMATORS, FidProxy, Hessian, OnePass, Perturbation
+from mpsearch.sensitivity.compare import agreement
+from mpsearch.types import parse_formats
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_keeps_the_contract(name, case, snapshot):
+    """A new estimator in the registry is tested here, on every kind of model: shape, determinism, nothing changed."""
+    model, batches = case
+    shot = snapshot(model)
+    formats = ["w2", "w4", "w4a4", "w8a8", "float"]
+    first = estimate(model, batches, formats, name)
+    shot.check()
+    layers = find_layers(model, batches[0])
+    second = estimate(model, batches, formats, name)
+    assert np.array_equal(first.values, second.values, equal_nan=True)
+    assert first.units == layers.units
+    assert first.source.startswith(name)
+    columns = [str(f) for f in first.formats]
+    for row, layer in enumerate(layers):
+        allowed = [str(f) for f in layers.choices(layer, parse_formats(formats))]
+        assert {c for c, v in zip(columns, first.values[row], strict=True) if not np.isnan(v)} == set(allowed)
+        assert first.values[row, columns.index("float")] == pytest.approx(0, abs=1e-12)
+    assert (first.stderr[~np.isnan(first.values)] >= 0).all()
+    if first.measure == "mse":
+        assert np.nanmax(first.values[:, columns.index("w2")]) > np.nanmax(first.values[:, columns.index("w4")])
+
+
+class Linear(nn.Module):
+    """y = W₂ (W₁ x): damage of one layer is exactly first order, so estimates have a closed form."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Linear(5, 7, bias=False), nn.Linear(7, 4, bias=False)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def linear_case(samples=24):
+    x = torch.randn(samples, 5, generator=torch.Generator().manual_seed(1))
+    return make_subject(Linear(), [(x[:10],), (x[10:],)]), x
+
+
+@pytest.mark.parametrize("formats", [["w2", "w3", "w5"], ["w2a4", "w8a8"]])
+def test_one_pass_is_unbiased_on_a_linear_model(formats):
+    subject, _ = linear_case()
+    formats = parse_formats(formats)
+    exact = Perturbation()(subject, formats).values
+    table = OnePass(probes=4000)(subject, formats)
+    weights_only = all(f.act_bits is None for f in formats)
+    # With activations ΔW·Δx is second order: a few per cent here.
+    slack = 1e-4 if weights_only else 0.12
+    assert (np.abs(table.values - exact) <= 4 * table.stderr + slack * exact).all()
+    assert (table.stderr < 0.1 * table.values + 1e-9).all()
+
+
+def test_perturbation_has_the_closed_form():
+    subject, x = linear_case()
+    (f3,) = parse_formats(["w3"])
+    model = subject.model
+    delta = subject.bank.dequantized("second.weight", f3) - model.second.weight.detach()
+    errors = (model.first(x) @ delta.T).detach().double().square().mean(1)
+    table = Perturbation()(subject, [f3])
+    assert table.value("second.weight", "w3") == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert table.stderr[1, 0] == pytest.approx(errors.std().item() / len(errors) ** 0.5, rel=1e-4)
+
+
+class Curved(Linear):
+    def forward(self, x):
+        return torch.tanh(self.second(torch.tanh(self.first(x))))
+
+
+def test_hutchinson_is_within_three_standard_errors_of_the_exact_trace():
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    model = Curved()
+    subject = make_subject(model, [(x[:5],), (x[5:],)])
+    traces, stderr = Hessian(probes=500).traces(subject)
+    target = model(x).detach()
+    for row, name in enumerate(["first.weight", "second.weight"]):
+
+        def loss(weight, name=name):
+            return (torch.func.functional_call(model, {name: weight}, (x,)) - target).square().mean()
+
+        weight = dict(model.named_parameters())[name].detach()
+        exact = torch.autograd.functional.hessian(loss, weight).reshape(weight.numel(), -1).trace().item()
+        assert abs(traces[row] - exact) <= 3 * stderr[row]
+        assert stderr[row] < 0.1 * exact
+
+
+def test_hessian_score_follows_hawq_v2():
+    subject, _ = linear_case()
+    formats = parse_formats(["w3"])
+    method = Hessian(probes=64)
+    table, (traces, _) = method(subject, formats), method.traces(subject)
+    for row, layer in enumerate(subject.layers):
+        delta = subject.bank.dequantized(layer.name, formats[0]) - subject.bank.weight(layer.name)
+        expected = traces[row] / layer.numel * delta.square().sum().item() / 2
+        assert table.values[row, 0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_pass_ranks_like_the_truth_on_the_embedded_generator(embedded):
+    subject = embedded
+    formats = parse_formats(["w2", "w3", "w4", "w6"])
+    truth = Perturbation()(subject, formats)
+    rank, log, cells = agreement(OnePass()(subject, formats), truth)
+    assert cells == 60
+    assert rank > 0.97
+    assert log > 0.97
+
+
+def test_activation_scores_follow_the_truth(deconv):
+    subject = make_subject(*deconv)
+    formats = parse_formats(["a8", "a6", "a4"])
+    truth = Perturbation()(subject, formats)
+    one_pass = OnePass(probes=64)(subject, formats)
+    assert (np.abs(np.log(one_pass.values / truth.values)) < 0.7).all()
+
+
+def test_fid_proxy_is_the_change_of_the_distance_on_the_same_latents(deconv):
+    subject = make_subject(*deconv)
+    (f2,) = parse_formats(["w2"])
+    real = torch.randn(50, 3 * 64, generator=torch.Generator().manual_seed(0))
+    target = moments(real)
+    table = FidProxy(reference=target)(subject, [f2])
+    before = moments(pooled_pixels(torch.cat(subject.reference)))
+    after = moments(pooled_pixels(torch.cat(subject.images(BitMap({"main.3.weight": "w2"})))))
+    expected = frechet_distance(after, target) - frechet_distance(before, target)
+    assert table.value("main.3.weight", "w2") == pytest.approx(expected, rel=1e-9)
+    assert table.measure == "fd"
+    assert table.notes["noise_floor"] > 0
+    assert table.notes["fd_float"] == pytest.approx(frechet_distance(before, target))
+
+
+def test_nothing_in_the_memo_is_measured_again(deconv, monkeypatch):
+    model, batches = deconv
+    memo = {}
+    tables = [
+        ESTIMATORS[n]()(make_subject(model, batches, memo=memo), parse_formats(["w2", "w4"]))
+        for n in ("one-pass", "perturbation", "fid-proxy")
+    ]
+    kept = dict(memo)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pullbacks", fail)
+    monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
+    monkeypatch.setattr("mpsearch.subject.Subject.images", fail)
+    for name, table in zip(names, tables, strict=True):
+        again = ESTIMATORS[name]()(make_subject(model, batches, memo=memo), formats)
+        assert np.array_equal(again.values, table.values)
+    assert memo == kept
+
+
+def test_unknown_methods_and_options_are_refused():
+    with pytest.raises(UsageError, match=r"unknown estimator 'hesian'; the closest is 'hessian'"):
+        make("estimator", ESTIMATORS, "hesian")
+    with pytest.raises(UsageError, match=r"estimator 'one-pass' has no option 'probe'; it has probes, seed"):
+        make("estimator", ESTIMATORS, "one-pass", {"probe": 3})
+    for method in (OnePass, Hessian):
+        with pytest.raises(UsageError, match="at least 2 probes"):
+            method(probes=1)
