@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mpsearch import BitMap, Format, UsageError, quantized
 from mpsearch.calibration import Calibration, outputs
-from mpsearch.model import owner
+from mpsearch.model import evaluating, owner
 from mpsearch.quant import ActivationRange, activation_ranges, quantize_activation, quantize_weight
 from mpsearch.quant.bank import WeightBank
 

@@ -148,10 +148,8 @@ def test_fid_proxy_is_the_change_of_the_distance_on_the_same_latents(deconv):
 def test_nothing_in_the_memo_is_measured_again(deconv, monkeypatch):
     model, batches = deconv
     memo = {}
-    tables = [
-        ESTIMATORS[n]()(make_subject(model, batches, memo=memo), parse_formats(["w2", "w4"]))
-        for n in ("one-pass", "perturbation", "fid-proxy")
-    ]
+    names, formats = ("one-pass", "perturbation", "fid-proxy"), parse_formats(["w2", "w4"])
+    tables = [ESTIMATORS[name]()(make_subject(model, batches, memo=memo), formats) for name in names]
     kept = dict(memo)
 
     def fail(*args, **kwargs):
