@@ -11,7 +11,7 @@ from mpsearch.errors import (
     MpsearchError,
     UsageError,
 )
-from mpsearch.export import load_packed
+from mpsearch.export import load_packed, read_map
 from mpsearch.layers import find_layers
 from mpsearch.quant import quantized
 from mpsearch.types import BitMap, Budget, Format, Layer, Layers, QualityReport, Solution, Table, Unit
@@ -40,6 +40,7 @@ __all__ = [
     "find_layers",
     "load_packed",
     "quantized",
+    "read_map",
     "search",
     "validate",
 ]

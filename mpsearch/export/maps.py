@@ -41,13 +41,12 @@ class MapText:
 
 def read_map(path: Path) -> BitMap:
     """Read a map written as JSON, YAML or CSV, by its ending; ``ArtifactError`` when it is none."""
+    readers = {".csv": _from_csv, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
     try:
-        text = path.read_text()
-        if path.suffix == ".csv":
-            return BitMap.from_json(_from_csv(text))
-        payload = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
-        return BitMap.from_json(payload)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return BitMap.from_json(readers.get(path.suffix, json.loads)(path.read_text()))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, ArtifactError) as error:
         raise ArtifactError(f"{path} is no bit map: {str(error).splitlines()[0]}") from None
 
 
@@ -71,7 +70,10 @@ def _csv(payload: dict[str, Any]) -> str:
 
 def _from_csv(text: str) -> dict[str, Any]:
     layers = {}
-    for row in csv.DictReader(io.StringIO(text)):
+    table = csv.DictReader(io.StringIO(text))
+    if tuple(table.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"the first line is not {','.join(COLUMNS)}")
+    for row in table:
         entry: dict[str, Any] = {"format": row["format"]}
         if row["act_low"]:
             entry["act_range"] = [float(row["act_low"]), float(row["act_high"])]

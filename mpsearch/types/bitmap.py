@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mpsearch.artifact import read_json, write_json
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.format import Format
 from mpsearch.types.layer import Unit
 
-SCHEMA = "mpsearch-bitmap/1"
 Range = tuple[float, float]
 
 
@@ -91,16 +88,6 @@ class BitMap(Mapping[str, Format]):
         except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
             raise ArtifactError(f"not a bit map: {error}") from None
         return cls(formats, ranges)
-
-    def save(self, path: str | Path, **provenance: Any) -> None:
-        write_json(Path(path), SCHEMA, {**self.to_json(), **provenance})
-
-    @classmethod
-    def load(cls, path: str | Path) -> BitMap:
-        try:
-            return cls.from_json(read_json(Path(path), SCHEMA))
-        except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
 
 def _format_text(entry: Mapping[str, Any]) -> str:
