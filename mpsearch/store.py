@@ -13,7 +13,7 @@ from mpsearch.artifact import read_json, write_json
 from mpsearch.errors import ArtifactError
 
 T = TypeVar("T")
-MARK = "run.json"
+MARKS = ("run.json", "layers.json", "measurements.jsonl")  # any of them makes a folder one of ours
 RUN_SCHEMA = "mpsearch-run/1"
 
 
@@ -34,11 +34,11 @@ class RunFolder:
         self.path = path
         if path.exists() and not path.is_dir():
             raise ArtifactError(f"{path} is a file, not a run folder")
-        if path.is_dir() and any(path.iterdir()) and not (path / MARK).exists():
-            raise ArtifactError(f"{path} holds files but no {MARK}: choose an empty or new folder")
-        if (path / MARK).exists():
-            read_json(path / MARK, RUN_SCHEMA)
-        write_json(path / MARK, RUN_SCHEMA, about)
+        if path.is_dir() and any(path.iterdir()) and not any((path / mark).exists() for mark in MARKS):
+            raise ArtifactError(f"{path} holds files but no {MARKS[0]}: choose an empty or new folder")
+        if (path / MARKS[0]).exists():
+            read_json(path / MARKS[0], RUN_SCHEMA)
+        write_json(path / MARKS[0], RUN_SCHEMA, about)
 
     def stage(
         self,

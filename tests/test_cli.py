@@ -1,0 +1,252 @@
+"""The command line as a user meets it: whole processes, exit codes, one line on standard error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from mpsearch import __version__, cli
+from mpsearch.cli import app
+
+SMALL = """
+model: {factory: "net.py:build"}
+inputs: [{kind: normal, shape: [6]}]
+samples: {calibration: 8, heldback: 8, distances: 40, batch: 4}
+formats: [w2, w4, w6]
+"""
+NET = """
+import torch
+from torch import nn
+
+def build():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 768))
+        return nn.Sequential(*body, nn.Tanh(), nn.Unflatten(1, (3, 16, 16)))
+"""
+ARTEFACTS = {"layers.json", "sensitivity.json", "bitmap.json", "quality.json", "samples.png", "report.md"}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments):
+    """Exit code, standard output, standard error of ``mpsearch``, in this process."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, cli.MpsearchError):
+        return 2, result.output, str(result.exception)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output, ""
+
+
+def process(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "mpsearch", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+COMMANDS = ("layers", "sensitivity", "search", "validate", "export", "run")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    code, output, _ = call(command, "--help")
+    assert code == 0
+    assert f"mpsearch {command}" in output
+    assert "Example" in output
+
+
+def test_run_writes_every_artefact_and_a_second_run_measures_nothing(project, monkeypatch):
+    code, output, _ = call("run", "small.yaml", "--out", "out", "--budget", "bits<=3")
+    assert code == 0
+    out = project / "out"
+    assert {p.name for p in out.iterdir()} >= ARTEFACTS
+    assert {p.name for p in (out / "export").iterdir()} == {"generator.safetensors", "map.json", "map.yaml", "map.csv"}
+    bitmap = json.loads((out / "bitmap.json").read_text())
+    assert set(bitmap["layers"]) == {"0.weight", "2.weight"}
+    for entry in bitmap["layers"].values():
+        assert entry["weight_bits"] in (2, 4, 6)
+        assert entry["act_bits"] is None
+    assert bitmap["costs"]["bits"] <= 3
+    report = (out / "report.md").read_text()
+    for words in ("| `bits<=3` | 3 |", "uniform", "size-only", "paired PSNR", "Fréchet distance", "samples.png"):
+        assert words in report
+    assert "budget bits<=3" in output
+
+    def fail(*args, **kwargs):
+        raise AssertionError("measured twice")
+
+    before = {p: p.read_bytes() for p in out.glob("*.json")}
+    monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pullbacks", fail)
+    monkeypatch.setattr("mpsearch.api.featurise", fail)
+    assert call("run", "small.yaml", "--out", "out", "--budget", "bits<=3")[0] == 0
+    assert before == {p: p.read_bytes() for p in out.glob("*.json")}
+
+
+def test_a_new_budget_reuses_the_sensitivity(project, monkeypatch):
+    call("search", "small.yaml", "--out", "out", "--budget", "bits<=3")
+    first = json.loads((project / "out/bitmap.json").read_text())
+
+    def fail(*args, **kwargs):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pullbacks", fail)
+    assert call("search", "small.yaml", "--out", "out", "--budget", "bits<=5", "--effort", "fast")[0] == 0
+    second = json.loads((project / "out/bitmap.json").read_text())
+    assert second["costs"]["bits"] > first["costs"]["bits"]
+
+
+def test_every_stage_alone(project):
+    code, output, _ = call("layers", "small.yaml", "--out", "out")
+    assert code == 0
+    assert "2.weight" in output
+    assert {p.name for p in (project / "out").iterdir()} == {"run.json", "layers.json"}
+    assert call("sensitivity", "small.yaml", "--out", "out", "--estimator", "hessian")[0] == 0
+    assert json.loads((project / "out/sensitivity.json").read_text())["source"].startswith("hessian")
+    assert call("validate", "small.yaml", "--out", "out")[0] == 0
+    code, output, _ = call("export", "small.yaml", "--out", "out")
+    assert code == 0
+    assert "packed" in output
+
+
+def test_compare_prints_rank_correlations(project):
+    code, output, _ = call("sensitivity", "small.yaml", "--out", "out", "--compare")
+    assert code == 0
+    for name in ("one-pass", "perturbation", "hessian", "fid-proxy"):
+        assert name in output
+    assert "1.0000" in output, "perturbation is the truth"
+    assert "noise floor" in output
+
+
+def test_a_map_written_by_hand_is_validated_and_exported(project):
+    layers = {"0.weight": {"weight_bits": 2, "act_bits": 8}, "2.weight": {"weight_bits": None, "act_bits": None}}
+    (project / "mine.json").write_text(json.dumps({"layers": layers}))
+    code, output, _ = call("validate", "small.yaml", "--out", "out", "--bitmap", "mine.json")
+    assert code == 0
+    assert "psnr_db" in output
+    assert (project / "out/quality-mine.json").exists()
+    assert call("export", "small.yaml", "--out", "out", "--bitmap", "mine.json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "bits<=1"], "bits<=1 cannot be met: the smallest feasible value is bits<=2"),
+        (["--budget", "bits<4"], "cannot read the budget 'bits<4'"),
+        (["--budget", "weight<=4"], "unknown cost 'weight'"),
+        (["--format", "w12"], "unknown format 'w12'"),
+        (["--effort", "heroic"], "effort"),
+    ],
+)
+def test_bad_arguments_exit_with_2_and_one_line(project, arguments, message):
+    result = process("run", "small.yaml", "--out", "out", *arguments)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mpsearch:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("model: [1", "is not valid YAML"),
+        ("- a\n- b", "holds a list, expected a mapping"),
+        ("modle: {}", "modle: Extra inputs are not permitted; known entries: model, inputs"),
+        ("formats: [w4, w99]", "unknown format 'w99'"),
+        ("budgets: ['bits=4']", "cannot read the budget"),
+        ("samples: {calibration: 0}", "samples.calibration: Input should be greater than or equal to 2"),
+        ("inputs: [{kind: normals}]", r"unknown kind of input 'normals'; the closest is 'normal'"),
+        ("inputs: [{shape: [3]}]", "inputs.0 has no kind"),
+        ("inputs: [{kind: normal, shap: [3]}]", "has no option 'shap'; it has shape, scale"),
+        ("inputs: [{kind: normal, shape: [7]}]", r"fails on inputs of shape \(4, 7\)|fails on inputs of shape"),
+        ("layers: {exclude: ['conv*']}", "the pattern 'conv*' matches no layer"),
+        ("estimator: {name: magic}", "unknown estimator 'magic'"),
+        ("estimator: {name: one-pass, options: {probes: 0}}", "at least 2 probes"),
+        ("solver: {name: annealing}", "unknown solver 'annealing'"),
+        ("quality: {features: 'net.py:nothing'}", "has no function 'nothing'"),
+        ("device: abacus", "no device 'abacus' here"),
+        ("model: {factory: 'net.py:build', weights: none.safetensors}", "do not exist"),
+    ],
+)
+def test_bad_configs_are_one_line(project, config, message):
+    base = {} if config.startswith(("model", "- ", "modle")) else {"model": 'model: {factory: "net.py:build"}\n'}
+    inputs = "" if "inputs" in config else "inputs: [{kind: normal, shape: [6]}]\n"
+    if config.startswith(("model: [", "- ")):
+        inputs = ""
+    samples = "" if "samples" in config else "samples: {calibration: 4, heldback: 4, distances: 8, batch: 4}\n"
+    if config.startswith(("model: [", "- ")):
+        samples = ""
+    (project / "bad.yaml").write_text(base.get("model", "") + inputs + samples + config)
+    code, _, error = call("run", "bad.yaml", "--out", "out", "--effort", "fast")
+    assert code == 2
+    assert "\n" not in error
+    assert any(part in error for part in message.split("|")) or "fails on inputs" in error
+
+
+def test_a_missing_config(project):
+    assert "cannot read the config nothing.yaml" in call("run", "nothing.yaml")[2]
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.json", "sensitivity.json", "bitmap.json", "quality.json", "run.json", "measurements.jsonl"]
+)
+def test_a_corrupt_run_folder_is_refused_and_left_as_it_is(project, name):
+    assert call("run", "small.yaml", "--out", "out", "--effort", "fast")[0] == 0
+    path = project / "out" / name
+    if name.endswith("jsonl"):
+        damaged = path.read_bytes().replace(b'["error', b"error", 1)
+    else:
+        damaged = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(damaged)
+    if name == "measurements.jsonl":
+        (project / "out" / "bitmap.json").unlink()
+    code, _, error = call("run", "small.yaml", "--out", "out", "--effort", "fast")
+    assert code == 2
+    assert name in error
+    assert path.read_bytes() == damaged
+    path.unlink()
+    assert call("run", "small.yaml", "--out", "out", "--effort", "fast")[0] == 0, "deleting what is damaged is enough"
+
+
+def test_a_killed_run_continues_and_gives_the_same_answer(project):
+    deep = "*[m for _ in range(3) for m in (nn.Linear(6, 6), nn.ReLU())], nn.Linear(6, 32)"
+    net = NET.replace("nn.Linear(6, 32), nn.ReLU()", deep)
+    assert net != NET
+    (project / "net.py").write_text(net)
+    assert process("run", "small.yaml", "--out", "whole").returncode == 0
+    command = [sys.executable, "-m", "mpsearch", "run", "small.yaml", "--out", "cut"]
+    journal = project / "cut" / "measurements.jsonl"
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while victim.poll() is None and time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b"\n") > 12:
+            os.kill(victim.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    victim.wait()
+    kept = journal.read_bytes().splitlines()
+    assert process("run", "small.yaml", "--out", "cut").returncode == 0
+    names = [json.loads(line)[0] for line in journal.read_bytes().splitlines()]
+    assert len(names) == len(set(names)), "something was measured twice"
+    assert [line for line in kept if line.endswith(b"]")] == journal.read_bytes().splitlines()[: len(kept)]
+    results = [json.loads((project / run / "bitmap.json").read_text()) for run in ("whole", "cut")]
+    for result in results:
+        result.pop("seconds")
+    assert results[0] == results[1]
+
+
+def test_version_is_that_of_the_package():
+    assert __version__.count(".") == 2

@@ -1,0 +1,92 @@
+"""The training scripts on eighty images: they run, and a killed training continues exactly."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from training import classifier, data, sagan
+
+SAGAN = {
+    "seed": 0,
+    "batch": 4,
+    "generator_lr": 1e-4,
+    "discriminator_lr": 4e-4,
+    "betas": [0.0, 0.9],
+    "ema": 0.9,
+    "checkpoint_every": 2,
+}
+CLASSIFIER = {"seed": 0, "batch": 16, "learning_rate": 1e-3, "weight_decay": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path, monkeypatch):
+    """A folder of the real file format, filled with noise."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        for kind, header, shape, top in (("images-idx3", 16, (500, 28, 28), 256), ("labels-idx1", 8, (500,), 10)):
+            with gzip.open(tmp_path / f"{split}-{kind}-ubyte.gz", "wb") as stream:
+                stream.write(bytes(header) + rng.integers(0, top, shape, np.uint8).tobytes())
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.setattr(sagan, "settle", lambda ema, seed: ema.eval())
+    with torch.random.fork_rng():
+        yield
+
+
+def run(train, config, work, **steps):
+    train({**config, "work": str(work), **steps})
+    name = "generator" if train is sagan.train else "classifier"
+    return load_file(work / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("train", "config", "unit"), [(sagan.train, SAGAN, "steps"), (classifier.train, CLASSIFIER, "epochs")]
+)
+def test_a_killed_training_continues_exactly(train, config, unit, tmp_path, monkeypatch):
+    whole = run(train, config, tmp_path / "whole", **{unit: 4 if unit == "steps" else 2})
+
+    class Killed(Exception):
+        pass
+
+    saved = []
+    save = sagan.checkpoint.save
+
+    def save_once(path, state):
+        save(path, state)
+        saved.append(path)
+        raise Killed
+
+    monkeypatch.setattr(sagan.checkpoint, "save", save_once)
+    with pytest.raises(Killed):
+        run(train, config, tmp_path / "cut", **{unit: 4 if unit == "steps" else 2})
+    monkeypatch.setattr(sagan.checkpoint, "save", save)
+    torch.manual_seed(77)
+    resumed = run(train, config, tmp_path / "cut", **{unit: 4 if unit == "steps" else 2})
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], resumed[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_images_are_padded_and_scaled():
+    images, labels = data.fashion_mnist("train")
+    assert images.shape == (500, 1, 32, 32)
+    assert images[:, :, :2].eq(-1).all()
+    assert -1 <= images.min() < images.max() <= 1
+    assert labels.max() == 9
+
+
+def test_missing_data_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "FOLDER", tmp_path / "nowhere")
+    with pytest.raises(SystemExit, match="is missing: install dataset-fashion-mnist or set FASHION_MNIST"):
+        data.fashion_mnist("train")
+
+
+@pytest.mark.parametrize("name", ["sagan", "classifier"])
+def test_the_shipped_training_configs_are_complete(name):
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())
+    wanted = SAGAN if name == "sagan" else CLASSIFIER
+    assert set(wanted) <= set(config)
