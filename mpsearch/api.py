@@ -14,7 +14,7 @@ from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.cost import COSTS
 from mpsearch.errors import CalibrationError, ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
-from mpsearch.features import pooled_pixels
+from mpsearch.features import extract, pooled_pixels
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import Estimator, FeatureNet, Solver
@@ -57,6 +57,7 @@ def allocate(
     seed: int = 0,
     include: Iterable[str] = ("*",),
     exclude: Iterable[str] = (),
+    estimator: str | Estimator = "one-pass",
     progress: Progress = silent,
 ) -> Solution:
     """Find the best format for every layer under the budgets. ``model`` is left bit for bit as it was.
@@ -71,6 +72,7 @@ def allocate(
         seed: same seed, same answer.
         include: globs of layers to quantize.
         exclude: globs of layers to leave float.
+        estimator: of the table that proposes maps; ``perturbation`` for a generator without gradients.
         progress: called with (what, done, total).
 
     Raises:
@@ -84,7 +86,8 @@ def allocate(
     """
     lookup("effort", EFFORTS, effort)
     subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress)
-    table = ESTIMATORS["one-pass"](seed=seed)(subject, parse_formats(formats))  # type: ignore[call-arg]
+    method = make("estimator", ESTIMATORS, estimator) if isinstance(estimator, str) else estimator
+    table = method(subject, parse_formats(formats))
     return search(table, subject.layers, budgets, with_seed(EFFORTS[effort], seed), subject)
 
 
@@ -121,6 +124,10 @@ def make_subject(
     progress: Progress = silent,
 ) -> Subject:
     """Check the inputs and the generator, find the layers, and put everything on one device."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, not a {type(model).__name__}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UsageError(f"the seed is {seed!r}: expected an integer from 0 to {2**32 - 1}")
     calibration = Calibration.of(batches, device_of(model), seed)
     if layers is None:
         layers = find_layers(model, calibration.batches[0], include, exclude)
@@ -160,7 +167,7 @@ def search(
 
 
 def _limit(budget: str | Budget, layers: Layers, table: Table) -> Limit:
-    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
     cost = lookup("cost", COSTS, budget.cost)()
     costs = cost(layers, table.formats)
     full = cost(layers, (FLOAT,))
@@ -205,7 +212,7 @@ def validate(
     with applied(model, bitmap, bank):
         after = outputs(model, pairs)
         small_features = featurise(model, many, features, progress, "quantized images")
-    target = reference or Reference(torch.cat([features(b).cpu() for b in before]).float(), "float generator")
+    target = reference or Reference(torch.cat([extract(features, images) for images in before]), "float generator")
     if target.features.shape[1] != float_features.shape[1]:
         raise CalibrationError(
             f"the reference has {target.features.shape[1]} features, the network gives {float_features.shape[1]}"
@@ -219,7 +226,6 @@ def validate(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def featurise(
     model: nn.Module, inputs: Calibration, features: FeatureNet, progress: Progress = silent, what: str = "images"
 ) -> Tensor:
@@ -227,12 +233,7 @@ def featurise(
     found = []
     for index in range(len(inputs)):
         seed, batch = inputs.run(index)
-        images = outputs(model, Calibration((batch,), seed))[0]
-        try:
-            found.append(features(images).detach().float().cpu())
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"the feature network fails on images of {tuple(images.shape)}: {reason}") from None
+        found.append(extract(features, outputs(model, Calibration((batch,), seed))[0]))
         progress(what, index + 1, len(inputs))
     return torch.cat(found)
 
@@ -258,17 +259,17 @@ def export(
     Returns:
         kind → file.
     """
-    exporters = [lookup("export", EXPORTERS, kind) for kind in kinds]
+    exporters = [lookup("export", EXPORTERS, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
     calibration = Calibration.of(batches, device_of(model))
     layers = layers or find_layers(model, calibration.batches[0])
     bank = WeightBank(model)
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), calibration, bank)
-    names = {bank.site(name).names[0]: format for name, format in bitmap.items()}  # refuses unknown names
+    bitmap = BitMap({layer.name: FLOAT for layer in layers} | dict(bitmap), bitmap.ranges)
     files: dict[str, Path] = {}
     for exporter in exporters:
         files |= exporter(model, layers, bitmap, bank, Path(out))
     if "packed" in files:
-        predicted = size_of(names, layers)
+        predicted = size_of(bitmap, layers)
         if (written := payload_bytes(files["packed"])) != predicted:
             raise ModelError(f"the packed file holds {written} bytes, predicted were {predicted}")
     return files

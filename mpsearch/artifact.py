@@ -12,10 +12,13 @@ from mpsearch.errors import ArtifactError
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write through a temporary file in the same folder, so that a crash never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_bytes(data)
-    os.replace(fresh, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        fresh.write_bytes(data)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write_json(path: Path, schema: str, payload: dict[str, Any]) -> None:

@@ -38,8 +38,9 @@ class Calibration:
         Raises:
             CalibrationError: no batches, a batch without tensors or without samples, NaN or infinite inputs.
         """
-        if isinstance(batches, Tensor):
-            raise CalibrationError("batches is one tensor: pass a sequence of tuples, such as [(z1,), (z2,)]")
+        if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+            kind = "one tensor" if isinstance(batches, Tensor) else f"a {type(batches).__name__}"
+            raise CalibrationError(f"batches is {kind}: pass a sequence of tuples, such as [(z1,), (z2,)]")
         checked = []
         for index, batch in enumerate(batches):
             args = (batch,) if isinstance(batch, Tensor) else batch
@@ -51,7 +52,9 @@ class Calibration:
             for tensor in tensors:
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise CalibrationError(f"batch {index} holds NaN or infinite values")
-            checked.append(tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in args))
+            with torch.inference_mode(False):  # tensors made in inference mode can never be differentiated through
+                fresh = [a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in args]
+            checked.append(tuple(a.detach().to(device) if isinstance(a, Tensor) else a for a in fresh))
         if not checked:
             raise CalibrationError("no calibration batches: pass at least one tuple of inputs")
         return cls(tuple(checked), seed)
@@ -68,17 +71,16 @@ class Calibration:
         return map(self.run, range(len(self.batches)))
 
 
-@torch.no_grad()
 def outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
     """The generator's images for every batch."""
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         return [forward(model, batch, seed) for seed, batch in calibration.runs()]
 
 
 def paired_errors(model: nn.Module, calibration: Calibration, reference: Sequence[Tensor]) -> Tensor:
     """Mean squared difference to ``reference`` of every sample, ``(samples,)`` float64."""
     errors = []
-    with torch.no_grad(), evaluating(model):
+    with evaluating(model), torch.no_grad():
         for (seed, batch), expected in zip(calibration.runs(), reference, strict=True):
             found = forward(model, batch, seed)
             if found.shape != expected.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.table import Table as Sheet
 from mpsearch.config import load_config
 from mpsearch.errors import MpsearchError
 from mpsearch.export import read_map
+from mpsearch.model import one_line
 from mpsearch.report.page import number
 from mpsearch.run import Run
 from mpsearch.sensitivity import ESTIMATORS
@@ -74,7 +76,7 @@ def sensitivity(
     chosen = {"name": estimator} if estimator else None
     with working(config, out, estimator=chosen, formats=formats, seed=seed) as run:
         table = run.sensitivity
-        tables = {name: run.table(name, {}) for name in ESTIMATORS} if compare else {}
+        tables = {name: run.table(name) for name in ESTIMATORS} if compare else {}
     sheet = Sheet("layer", *map(str, table.formats), title=f"{table.measure}, {table.source}")
     for unit, values, errors in zip(table.units, table.values, table.stderr, strict=True):
         cells = ["–" if np.isnan(v) else f"{v:.1e} ±{e:.0e}" for v, e in zip(values, errors, strict=True)]
@@ -182,7 +184,7 @@ def working(config: Path | None, out: Path | None, **overrides: Any) -> Iterator
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes, transient=not notes.is_terminal) as bars:
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as bars:
         yield Run(settings, folder, _bar(bars))
 
 
@@ -198,12 +200,21 @@ def _bar(bars: Progress) -> Callable[[str, int, int], None]:
 
 
 def main() -> None:
-    """Entry point: an expected error is one line on standard error and exit code 2."""
+    """Entry point: whatever was wrong is one line on standard error and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except MpsearchError as error:
-        notes.print(f"mpsearch: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
-        sys.exit(2)
+        message = str(error)
+    except (typer.Abort, KeyboardInterrupt):
+        notes.print("mpsearch: interrupted; the same command continues", style="red")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("MPSEARCH_TRACEBACK"):
+            raise
+        usage = getattr(error, "format_message", None)  # of the argument parser
+        message = f"{usage()} (see mpsearch --help)" if usage else f"{one_line(error)} (MPSEARCH_TRACEBACK=1: where)"
+    notes.print(f"mpsearch: {message}", style="red", soft_wrap=True, markup=False, highlight=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class RunConfig(_Strict):
     effort: Effort = "standard"
     solver: MethodConfig | None = None
     quality: QualityConfig | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     device: str = "auto"
     base: Path = Path()
 
@@ -113,8 +113,13 @@ def load_config(path: str | Path | None = None, **overrides: Any) -> RunConfig:
             raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(payload, dict):
             raise UsageError(f"{path} holds a {type(payload).__name__}, expected a mapping such as 'model: …'")
+        if odd := [key for key in payload if not isinstance(key, str)]:
+            raise UsageError(f"{path}: the entry {odd[0]!r} is no name")
         payload.setdefault("base", Path(path).resolve().parent)
-    payload |= {name: value for name, value in overrides.items() if value}
+    given = {name: value for name, value in overrides.items() if value not in (None, [], ())}
+    if "effort" in given and "solver" not in given:
+        payload.pop("solver", None)  # an effort asked for by name replaces the solver of the file
+    payload |= given
     try:
         return RunConfig(**payload)
     except ValidationError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mpsearch.errors import ModelError
+from mpsearch.model import one_line
 
 POOLED = 8
 
@@ -16,6 +19,21 @@ def pooled_pixels(images: Tensor) -> Tensor:
     """Colour layout: images averaged to 8x8, ``(N, C·64)``. For generators that no feature network knows."""
     flat = images if images.ndim == 4 else images.reshape(len(images), 1, 1, -1)
     return F.adaptive_avg_pool2d(flat.float(), (min(POOLED, flat.shape[2]), min(POOLED, flat.shape[3]))).flatten(1)
+
+
+@torch.no_grad()
+def extract(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Features ``(N, D)`` float32 on the CPU; a network that fails or gives anything else is a ``ModelError``."""
+    try:
+        features = network(images)
+    except Exception as error:  # whatever a user's network raises is a fact about that network
+        raise ModelError(f"the feature network fails on images of {tuple(images.shape)}: {one_line(error)}") from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+        found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise ModelError(f"the feature network gives {found} for {len(images)} images, expected ({len(images)}, D)")
+    if not bool(torch.isfinite(features).all()):
+        raise ModelError("the feature network gives NaN or infinite values")
+    return features.float().cpu()
 
 
 @dataclass(frozen=True, eq=False)

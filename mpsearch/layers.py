@@ -17,7 +17,15 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UsageError
-from mpsearch.model import channel_axis, effective_weight, evaluating, first_tensor, forward, state_keys, weight_names
+from mpsearch.model import (
+    channel_axis,
+    effective_weight,
+    evaluating,
+    forward,
+    input_tensors,
+    state_keys,
+    weight_names,
+)
 from mpsearch.types import Layer, Layers
 
 
@@ -41,7 +49,7 @@ def find_layers(
         ModelError: the forward pass fails, or a weight holds NaN or infinite values.
     """
     sites = find_sites(model)
-    chosen = _select(sites, tuple(include), tuple(exclude))
+    chosen = _select(sites, _globs(include), _globs(exclude))
     usage = _measure(model, batch, sites)
     sizes = _storage(model.state_dict(keep_vars=True))
     items = []
@@ -97,6 +105,8 @@ def find_sites(model: nn.Module) -> list[Site]:
         UsageError: there is none.
         ModelError: one holds NaN or infinite values.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, not a {type(model).__name__}")
     found: dict[Any, Site] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for tensor in weight_names(module):
@@ -110,7 +120,7 @@ def find_sites(model: nn.Module) -> list[Site]:
             source = module.state_dict(keep_vars=True)[local[0]]
             axis = channel_axis(module, tensor, value.shape)
             new = Site((), (), (), value, axis, ())
-            identity = (source.data_ptr(), tuple(source.shape), source.stride(), tensor)
+            identity = (source.data_ptr(), tuple(source.shape), source.stride())
             site = found.get(identity, new)
             fresh = all(module is not other for other, _ in site.owners)
             found[identity] = replace(
@@ -123,6 +133,10 @@ def find_sites(model: nn.Module) -> list[Site]:
     if not found:
         raise UsageError("the model has no quantizable tensor (a 'weight' or '*_weight' of two dimensions or more)")
     return list(found.values())
+
+
+def _globs(patterns: Iterable[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _select(sites: list[Site], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Site]:
@@ -159,7 +173,7 @@ def _storage(state: dict[str, Any]) -> dict[str, int]:
 def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[tuple[int, str], _Usage]:
     """MACs and input elements of every site for one sample, from one forward pass with torch's flop formulas."""
     meter = _Meter()
-    with torch.no_grad(), evaluating(model), ExitStack() as stack:
+    with evaluating(model), torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             for handle in meter.watch(module):
                 stack.callback(handle.remove)
@@ -210,6 +224,11 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stack: list[tuple[int, list[int]]] = []  # (flops at the start, flops of children)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket not in flop_registry:  # inference mode leaves it to us to take operators apart
+            with self:
+                output = func.decompose(*args, **(kwargs or {}))
+            if output is not NotImplemented:
+                return output
         output = func(*args, **(kwargs or {}))
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             attention = any(word in str(func) for word in self.ATTENTION)
@@ -229,7 +248,7 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops = self._total(leaf) - start
         if self._stack:
             self._stack[-1][1].append(flops)
-        tensor = first_tensor([*args, *kwargs.values()])
+        read = sum(tensor.numel() for tensor in input_tensors(module, args, kwargs).values())
         macs, elements = self.seen.get(id(module), (0, 0))
         macs += max(0, flops - sum(nested)) // 2
-        self.seen[id(module)] = (macs, elements + (0 if tensor is None else tensor.numel()))
+        self.seen[id(module)] = (macs, elements + read)

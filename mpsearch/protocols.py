@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mpsearch.types import Answer, Format, Layers, Problem, Table
 
@@ -36,6 +36,7 @@ class Solver(Protocol):
     def __call__(self, problem: Problem) -> Answer: ...
 
 
+@runtime_checkable
 class FeatureNet(Protocol):
     """Images ``(N, C, H, W)`` to features ``(N, D)`` for a Fréchet or kernel distance."""
 

@@ -26,6 +26,7 @@ from mpsearch.registry import make
 from mpsearch.report import page, save_grid
 from mpsearch.search import SOLVERS
 from mpsearch.sensitivity import ESTIMATORS
+from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Layers, QualityReport, Solution, Table, parse_formats
@@ -60,9 +61,23 @@ class Run:
                 digest.update(
                     key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 )
+        for source in self._sources():
+            digest.update(source.read_bytes())  # the code of a generator is as much of it as its weights
         c = self.config
         samples = (c.samples.calibration, c.samples.batch)
-        return fingerprint(digest.hexdigest(), c.model.factory, c.model.options, c.inputs, samples, c.seed)
+        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed)
+
+    def _sources(self) -> list[Path]:
+        """Files that hold the factory and the classes of the generator, torch's own left out."""
+        build = resolve(self.config.model.factory, self.config.base)
+        functions = [
+            build,
+            getattr(build, "__init__", None),
+            *(type(module).forward for module in self.model.modules()),
+        ]
+        names = {f.__code__.co_filename for f in functions if hasattr(f, "__code__")}
+        torch_folder = Path(torch.__file__).parent
+        return [path for path in map(Path, sorted(names)) if path.is_file() and torch_folder not in path.parents]
 
     def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
         """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
@@ -114,20 +129,21 @@ class Run:
         found = api.featurise(self.model, inputs, self.features, self.progress, "reference images")
         return Reference(found, "other samples of the float generator")
 
-    def table(self, name: str, options: Mapping[str, Any]) -> Table:
+    def table(self, name: str) -> Table:
         """``sensitivity.json`` for the configured estimator, ``sensitivity-NAME.json`` for any other."""
         formats = parse_formats(self.config.formats)
         configured = name == self.config.estimator.name
-        extra = (
-            {"features": self.features, "reference": moments(self.reference.features)} if name == "fid-proxy" else {}
-        )
-        estimator: Estimator = make("estimator", ESTIMATORS, name, {**extra, **options})
+        options = dict(self.config.estimator.options) if configured else {}
+        key = [self._identity, self.layers.to_json(), name, options, self.config.formats]
+        if name == "fid-proxy":
+            target = moments(self.reference.features)
+            options |= {"features": self.features, "reference": target}
+            key += [self.config.judge.model_dump(mode="json"), digest(target)]
+        estimator: Estimator = make("estimator", ESTIMATORS, name, options)
         return self.folder.stage(
             "sensitivity" if configured else f"sensitivity-{name}",
             "mpsearch-table/1",
-            fingerprint(
-                self._identity, self.layers.to_json(), name, options, self.config.formats, self.config.judge.features
-            ),
+            fingerprint(key),
             lambda: estimator(self.subject, formats),
             Table.to_json,
             Table.from_json,
@@ -135,7 +151,7 @@ class Run:
 
     @cached_property
     def sensitivity(self) -> Table:
-        return self.table(self.config.estimator.name, self.config.estimator.options)
+        return self.table(self.config.estimator.name)
 
     @cached_property
     def solution(self) -> Solution:
@@ -224,7 +240,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
     return device

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpsearch.artifact import read_json, write_json
+from mpsearch.artifact import read_json, write_bytes, write_json
 from mpsearch.errors import ArtifactError
 
 T = TypeVar("T")
@@ -34,7 +34,8 @@ class RunFolder:
         self.path = path
         if path.exists() and not path.is_dir():
             raise ArtifactError(f"{path} is a file, not a run folder")
-        if path.is_dir() and any(path.iterdir()) and not any((path / mark).exists() for mark in MARKS):
+        found = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")} if path.is_dir() else set()
+        if found and not found & set(MARKS):
             raise ArtifactError(f"{path} holds files but no {MARKS[0]}: choose an empty or new folder")
         if (path / MARKS[0]).exists():
             read_json(path / MARKS[0], RUN_SCHEMA)
@@ -76,19 +77,24 @@ class Journal(MutableMapping[str, list[float]]):
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
         self._values: dict[str, list[float]] = {}
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        whole = lines[:-1]  # what follows the last newline was never finished
-        records = [self._record(number, line) for number, line in enumerate(whole, 1)]
-        if records and records[0] == ("key", key):
-            self._values = {name: value for name, value in records[1:] if isinstance(value, list)}
-            if lines[-1]:
-                os.truncate(path, len(b"\n".join(whole)) + 1)
-        else:
-            path.write_text(json.dumps(["key", key]) + "\n")
+        if not path.exists():
+            write_bytes(path, _line("key", key))
+        *whole, cut = path.read_bytes().split(b"\n")  # what follows the last newline was never finished
+        records = [self._record(number, line) for number, line in enumerate(whole or [cut], 1)]
+        if records[0][0] != "key":
+            raise ArtifactError(f"{path} is no journal of measurements; move it away")
+        if records[0] != ("key", key):
+            write_bytes(path, _line("key", key))
+            return
+        self._values = dict(records[1:])
+        if cut:
+            os.truncate(path, len(b"\n".join(whole)) + 1)
 
     def _record(self, number: int, line: bytes) -> tuple[str, Any]:
         try:
             name, value = json.loads(line)
+            if number > 1:
+                value = [float(part) for part in value]
             return str(name), value
         except (ValueError, TypeError):
             raise ArtifactError(f"{self._path} is damaged in line {number}; delete it to measure again") from None
@@ -98,8 +104,8 @@ class Journal(MutableMapping[str, list[float]]):
 
     def __setitem__(self, name: str, value: list[float]) -> None:
         self._values[name] = value
-        with self._path.open("a") as stream:
-            stream.write(json.dumps([name, value]) + "\n")
+        with self._path.open("ab") as stream:
+            stream.write(_line(name, value))
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("a journal only grows")
@@ -109,3 +115,7 @@ class Journal(MutableMapping[str, list[float]]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def _line(name: str, value: Any) -> bytes:
+    return json.dumps([name, value]).encode() + b"\n"

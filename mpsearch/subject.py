@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
+from mpsearch.errors import ArtifactError
 from mpsearch.quant import ActivationRange, WeightBank, activation_ranges, applied
 from mpsearch.types import BitMap, Format, Layers, Measured
 
@@ -79,15 +80,24 @@ class Subject:
 
     def error(self, bitmap: BitMap) -> Measured:
         """True paired mean squared error of a whole map, with its standard error over samples."""
-        self.evaluations += 1
-        key = f"error {bitmap.key}"
-        if key not in self.memo:
+
+        def measure() -> list[float]:
             reference = self.reference  # made by the float generator: before the map is on it
             with applied(self.model, self.with_ranges(bitmap), self.bank):
                 errors = paired_errors(self.model, self.calibration, reference)
-            self.memo[key] = [*mean_and_stderr(errors), float(len(errors))]
-        value, stderr, n = self.memo[key]
+            return [*mean_and_stderr(errors), float(len(errors))]
+
+        self.evaluations += 1
+        value, stderr, n = self.recall(f"error {bitmap.key}", 3, measure)
         return Measured(value, stderr, int(n))
+
+    def recall(self, name: str, count: int, measure: Callable[[], list[float]]) -> list[float]:
+        """The ``count`` numbers measured once under ``name``, in this process or an earlier one."""
+        if name not in self.memo:
+            self.memo[name] = measure()
+        if len(self.memo[name]) != count:
+            raise ArtifactError(f"the stored measurement {name[:60]!r} has {len(self.memo[name])} values, not {count}")
+        return self.memo[name]
 
     def images(self, bitmap: BitMap) -> list[Tensor]:
         """Images of the generator under a map, on the calibration inputs."""

@@ -89,7 +89,7 @@ def test_run_writes_every_artefact_and_a_second_run_measures_nothing(project, mo
 
     before = {p: p.read_bytes() for p in out.glob("*.json")}
     monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pullbacks", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
     monkeypatch.setattr("mpsearch.api.featurise", fail)
     assert call("run", "small.yaml", "--out", "out", "--budget", "bits<=3")[0] == 0
     assert before == {p: p.read_bytes() for p in out.glob("*.json")}
@@ -102,7 +102,7 @@ def test_a_new_budget_reuses_the_sensitivity(project, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pullbacks", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
     assert call("search", "small.yaml", "--out", "out", "--budget", "bits<=5", "--effort", "fast")[0] == 0
     second = json.loads((project / "out/bitmap.json").read_text())
     assert second["costs"]["bits"] > first["costs"]["bits"]
@@ -190,7 +190,7 @@ def test_bad_configs_are_one_line(project, config, message):
     if config.startswith(("model: [", "- ")):
         samples = ""
     (project / "bad.yaml").write_text(base.get("model", "") + inputs + samples + config)
-    code, _, error = call("run", "bad.yaml", "--out", "out", "--effort", "fast")
+    code, _, error = call("run", "bad.yaml", "--out", "out")
     assert code == 2
     assert "\n" not in error
     assert any(part in error for part in message.split("|")) or "fails on inputs" in error
@@ -250,3 +250,95 @@ def test_a_killed_run_continues_and_gives_the_same_answer(project):
 
 def test_version_is_that_of_the_package():
     assert __version__.count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("estimator: {name: one-pass, options: {probes: x}}", "estimator 'one-pass': probes is 'x'"),
+        ("solver: {name: bayes, options: {evaluations: 0}}", "bayes needs at least 1 evaluation, not 0"),
+        ("solver: {name: ilp, options: {gap: -1.0}}", "ilp needs gap >= 0"),
+        ("seed: -3", "seed: Input should be greater than or equal to 0"),
+        ("{1: 2}", "the entry 1 is no name"),
+        ("device: meta", "no device 'meta' here"),
+        ("quality: {reference: flat.safetensors}", "expected 2 or more finite rows"),
+        ("inputs: [{kind: 3}]", "unknown kind of input 3"),
+        ("inputs: [{kind: normal, shape: 8}]", "kind of input 'normal': shape is 8"),
+        ("inputs: [{kind: normal, shape: [-8]}]", "must hold sizes of 1 or more"),
+        ("inputs: [{kind: integers}]", "kind of input 'integers' needs the option 'classes'"),
+        ("inputs: [{kind: images, folder: x, crop: -2}]", "images needs crop and shrink of 1 or more"),
+        ("model: {factory: 'raises.py:build'}", "fails with the options {}: KeyError: 'boom'"),
+        ("model: {factory: 'broken.py:build'}", "cannot import 'broken.py': SyntaxError"),
+        ("model: {factory: 'raises.py:Dies'}", "the generator fails on inputs of shape (4, 6): KeyError: 'missing'"),
+    ],
+)
+def test_user_code_and_options_of_the_wrong_kind_are_one_line(project, config, message):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"features": torch.zeros(5)}, project / "flat.safetensors")
+    (project / "broken.py").write_text("def build(:\n")
+    (project / "raises.py").write_text(
+        "from torch import nn\n"
+        "def build():\n    raise KeyError('boom')\n"
+        "class Dies(nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(6, 2)\n"
+        "    def forward(self, x):\n        return {}['missing']\n"
+    )
+    parts = {"model": 'model: {factory: "net.py:build"}', "inputs": "inputs: [{kind: normal, shape: [6]}]"}
+    parts["samples"] = "samples: {calibration: 4, heldback: 4, distances: 8, batch: 4}"
+    lines = [line for key, line in parts.items() if not config.startswith(key)]
+    text = config if config.startswith("{") else "\n".join([*lines, config])
+    (project / "bad.yaml").write_text(text)
+    code, _, error = call("run", "bad.yaml", "--out", "out")
+    assert code == 2
+    assert message in error
+    assert "\n" not in error
+
+
+def test_the_same_folder_with_other_layers_measures_those(project):
+    text = SMALL + "layers: {include: ['%s']}\n"
+    tables = {}
+    for out, names in (("shared", ["0.weight", "2.weight"]), ("fresh", ["2.weight"])):
+        for name in names:
+            (project / "one.yaml").write_text(text % name)
+            assert call("sensitivity", "one.yaml", "--out", out)[0] == 0
+        tables[out] = json.loads((project / out / "sensitivity.json").read_text())["values"]
+    assert tables["shared"] == tables["fresh"]
+
+
+def test_the_same_folder_with_another_seed_estimator_option_or_code(project):
+    (project / "seeded.yaml").write_text(SMALL + "seed: 5\nestimator: {name: one-pass, options: {probes: 64}}\n")
+    assert call("sensitivity", "seeded.yaml", "--out", "out", "--seed", "0")[0] == 0
+    assert json.loads((project / "out/run.json").read_text())["config"]["seed"] == 0
+    first = (project / "out/sensitivity.json").read_text()
+    assert "probes=64" in first
+    assert call("sensitivity", "seeded.yaml", "--out", "out", "--seed", "0", "--compare")[0] == 0
+    assert (project / "out/sensitivity.json").read_text() == first
+    (project / "net.py").write_text(NET.replace("nn.Tanh()", "nn.Sigmoid()"))
+    assert call("sensitivity", "seeded.yaml", "--out", "out", "--seed", "0")[0] == 0
+    assert (project / "out/sensitivity.json").read_text() != first
+
+
+def test_other_features_give_another_fid_proxy(project):
+    (project / "features.py").write_text("def mean(images):\n    return images.mean((2, 3))\n")
+    tables = []
+    other = "quality: {features: 'features.py:mean'}\n"
+    for extra, out in (("", "a"), (other, "a"), (other, "b")):
+        (project / "fid.yaml").write_text(SMALL + extra)
+        assert call("sensitivity", "fid.yaml", "--out", out, "--estimator", "fid-proxy")[0] == 0
+        tables.append(json.loads((project / out / "sensitivity.json").read_text())["values"])
+    assert tables[0] != tables[1] == tables[2]
+
+
+def test_an_output_folder_that_cannot_be(project):
+    (project / "afile").write_text("x")
+    assert "cannot write" in call("layers", "small.yaml", "--out", "afile/x")[2]
+    assert "is a file, not a run folder" in call("layers", "small.yaml", "--out", "afile")[2]
+
+
+def test_usage_errors_are_one_line(project):
+    result = process("run", "small.yaml", "--effrot", "fast")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("mpsearch: No such option: --effrot")

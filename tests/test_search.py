@@ -76,6 +76,28 @@ def test_a_looser_budget_never_raises_damage(seed, tight, more):
     assert looser.predicted(Ilp()(looser).choice) <= tighter.predicted(Ilp()(tighter).choice) * (1 + 1e-9)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.floats(2.2, 5.0))
+def test_ilp_is_exact_over_many_orders_of_magnitude(seed, limit):
+    """Damages of real generators: four decades between w2 and w8, and as many between layers."""
+    rng = np.random.default_rng(seed)
+    bits = np.array([f.bits for f in FORMATS], float)
+    damage = rng.lognormal(0, 4, (6, 1)) * 4.0**-bits * rng.uniform(0.7, 1.3, (6, 5))
+    sizes = rng.integers(10, 10**6, 6)
+    task = problem(damage, (np.outer(sizes, bits) / sizes.sum(), limit))
+    best = brute_force(task)
+    answer = Ilp()(task)
+    assert task.predicted(answer.choice) == pytest.approx(best, rel=1e-6)
+    assert best * (1 - 3e-6) <= answer.bound <= best * (1 + 1e-6)
+
+
+def test_a_budget_met_exactly_is_met_beside_tiny_layers():
+    sizes, bits = np.array([16_000_000, 8, 8, 8]), np.array([2.0, 3.0, 4.0])
+    costs = np.outer(sizes, bits) / sizes.sum()
+    task = problem(np.outer(np.ones(4), 4.0**-bits), (costs, 2.0))
+    assert Ilp()(task).choice.tolist() == [0, 0, 0, 0]
+
+
 def test_choices_that_are_not_allowed_are_never_taken():
     damage = np.array([[9.0, np.nan, 0.1], [9.0, 3.0, np.nan]])
     costs = np.array([[1.0, 1.0, 5.0], [1.0, 2.0, 1.0]])
@@ -107,7 +129,7 @@ def test_the_stated_value_is_itself_feasible():
 def test_budgets_that_conflict_name_the_pair():
     first = np.array([[1.0, 9.0]])
     second = np.array([[9.0, 1.0]])
-    with pytest.raises(InfeasibleBudget, match=r"bits<=5 and bops<=5 cannot be met together: .* is bits<=9"):
+    with pytest.raises(InfeasibleBudget, match=r"bits<=5 and bops<=5 cannot be met together: .* is bits<=9 or bops<=9"):
         Ilp()(problem([[1.0, 1.0]], (first, 5), (second, 5)))
 
 
@@ -199,5 +221,7 @@ def test_problems_check_their_tables():
         problem(np.ones((2, 3)), (np.ones((2, 2)), 1.0))
     with pytest.raises(UsageError, match=r"layer0.weight can take none"):
         problem(np.array([[np.nan, np.nan]]))
+    with pytest.raises(UsageError, match="infinite values"):
+        problem(np.array([[np.inf, 1.0]]))
     with pytest.raises(UsageError, match="lacks a choice"):
         problem(np.ones((1, 2)), (np.array([[1.0, np.nan]]), 5.0))

@@ -155,7 +155,7 @@ def test_nothing_in_the_memo_is_measured_again(deconv, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pullbacks", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
     monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
     monkeypatch.setattr("mpsearch.subject.Subject.images", fail)
     for name, table in zip(names, tables, strict=True):

@@ -79,7 +79,7 @@ def test_a_factory_and_its_weights(project, factory):
         ("my_generator", UsageError, "is no factory: write module:function"),
         ("my_generator:bild", UsageError, r"has no function 'bild'; it has build, number"),
         ("no_such_module_here:build", UsageError, "cannot import 'no_such_module_here'"),
-        ("missing.py:build", UsageError, r"cannot import 'missing.py': no file"),
+        ("missing.py:build", UsageError, r"cannot import 'missing.py': FileNotFoundError: no file"),
         ("my_generator:number", ModelError, "returns a int, not a torch.nn.Module"),
     ],
 )
@@ -89,7 +89,7 @@ def test_factories_that_do_not_work(project, factory, error, message):
 
 
 def test_options_that_the_factory_does_not_take(project):
-    with pytest.raises(UsageError, match=r"cannot be called with \{'depth': 3\}"):
+    with pytest.raises(UsageError, match=r"fails with the options \{'depth': 3\}: TypeError"):
         load_generator("my_generator.py:build", None, {"depth": 3}, project)
 
 

@@ -18,6 +18,8 @@ from mpsearch.errors import ArtifactError
 from mpsearch.quant import WeightBank
 from mpsearch.types import BitMap, Layers
 
+SCHEMA = "mpsearch-bitmap/1"
+FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError)
 COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high")
 
 
@@ -31,7 +33,7 @@ class MapText:
         self, model: nn.Module, layers: Layers, bitmap: BitMap, bank: WeightBank, out: Path
     ) -> Mapping[str, Path]:
         path = out / f"map.{self.kind}"
-        payload = {"schema": "mpsearch-bitmap/1", **bitmap.to_json()}
+        payload = {"schema": SCHEMA, **bitmap.to_json()}
         texts = {"json": _json, "yaml": _yaml, "csv": _csv}
         write_bytes(path, texts[self.kind](payload).encode())
         if read_map(path) != bitmap:
@@ -43,10 +45,15 @@ def read_map(path: Path) -> BitMap:
     """Read a map written as JSON, YAML or CSV, by its ending; ``ArtifactError`` when it is none."""
     readers = {".csv": _from_csv, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
     try:
-        return BitMap.from_json(readers.get(path.suffix, json.loads)(path.read_text()))
+        payload = readers.get(path.suffix, json.loads)(path.read_text())
+        if (schema := payload.get("schema", SCHEMA)) != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, expected {SCHEMA!r}")
+        if not (bitmap := BitMap.from_json(payload)):
+            raise ValueError("it names no layer")
+        return bitmap
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, ArtifactError) as error:
+    except (*FOREIGN, yaml.YAMLError, csv.Error, ArtifactError) as error:
         raise ArtifactError(f"{path} is no bit map: {str(error).splitlines()[0]}") from None
 
 

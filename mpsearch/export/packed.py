@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
 from mpsearch.export.packing import pack, unpack
-from mpsearch.model import make_permanent, map_input, owner
+from mpsearch.model import copy_of, make_permanent, map_input, one_line, owner
 from mpsearch.quant import ActivationRange, QuantizedWeight, WeightBank, quantize_activation
 from mpsearch.types import BitMap, Format, Layer, Layers
 
 SCHEMA = "mpsearch-packed/1"
-# A '#' cannot stand in a module's name, so these never meet a key of state_dict.
-CODES, SCALE, RANGE = "#codes", "#scale", "#range"
+# Endings that no key of state_dict has.
+CODES, SCALE, RANGE = PARTS = ("#codes", "#scale", "#range")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ class Packed:
                 "format": str(format),
                 "shape": layer.shape,
                 "channel_axis": layer.channel_axis,
+                "dtype": str(bank.weight(layer.name).dtype).removeprefix("torch."),
                 "places": bank.site(layer.name).places,
+                "state_keys": layer.state_keys,
             }
         tensors |= _unique({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and k not in replaced})
         path = out / "generator.safetensors"
@@ -80,12 +81,9 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
     """
     path = Path(path)
     tensors, header = _read(path)
-    model = copy.deepcopy(model)
+    model = copy_of(model)
     try:
-        rest = {key: value for key, value in tensors.items() if "#" not in key}
-        wrong = model.load_state_dict(rest, strict=False)
-        if wrong.unexpected_keys:
-            raise ArtifactError(f"{path} does not fit the model: it holds {wrong.unexpected_keys[0]!r}")
+        _load_rest(model, {key: value for key, value in tensors.items() if not key.endswith(PARTS)}, header)
         for name, entry in header.items():
             format = Format.parse(entry["format"])
             for place in entry["places"]:
@@ -96,11 +94,25 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                     low, high = tensors[name + RANGE].tolist()
                     grid = ActivationRange(low, high, format.act_bits)
                     map_input(module, partial(quantize_activation, grid=grid))
-    except ArtifactError:
-        raise
     except Exception as error:  # whatever a foreign header or another architecture makes torch say
-        raise ArtifactError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from None
+        raise ArtifactError(f"{path} does not fit the model: {one_line(error)}") from None
     return model.eval()
+
+
+def _load_rest(model: nn.Module, rest: dict[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Load what stayed float; everything must be there but the packed layers and further names of tied tensors."""
+    own = model.state_dict(keep_vars=True)
+    packed = {key for entry in header.values() if not _is_float(entry) for key in entry["state_keys"]}
+    present = {own[key].data_ptr() for key in rest if key in own}
+    filled = {key: own[key] for key in own if key not in rest and (key in packed or own[key].data_ptr() in present)}
+    wrong = model.load_state_dict({**filled, **rest}, strict=False)
+    found = [f"{key} is missing" for key in wrong.missing_keys] + [f"{key} is unknown" for key in wrong.unexpected_keys]
+    if found:
+        raise ValueError("; ".join(found[:3]))
+
+
+def _is_float(entry: Mapping[str, Any]) -> bool:
+    return Format.parse(entry["format"]).kind == "float"
 
 
 def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -113,13 +125,13 @@ def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> di
 def _stored_weight(
     tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format
 ) -> QuantizedWeight:
-    codes, shape = tensors[name + CODES], list(entry["shape"])
+    codes, shape, dtype = tensors[name + CODES], list(entry["shape"]), getattr(torch, entry["dtype"])
     if format.bits is None:
-        return QuantizedWeight(codes.reshape(shape), None, torch.float32)
+        return QuantizedWeight(codes.reshape(shape), None, dtype)
     numbers = torch.from_numpy(unpack(codes.numpy(), format.bits, math.prod(shape))).reshape(shape)
     spread = [1] * len(shape)
     spread[entry["channel_axis"]] = -1
-    return QuantizedWeight(numbers, tensors[name + SCALE].reshape(spread), torch.float32)
+    return QuantizedWeight(numbers, tensors[name + SCALE].reshape(spread), dtype)
 
 
 def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,6 +173,5 @@ def _verify(path: Path, layers: Layers, bitmap: BitMap, bank: WeightBank) -> Non
             raise ArtifactError(f"{path}: {layer.name} was written as {header[layer.name]['format']}, not {format}")
         if format.kind != "float":
             stored = _stored_weight(tensors, layer.name, header[layer.name], format).dequantized()
-            expected = bank.dequantized(layer.name, format).cpu().to(stored.dtype)
-            if not torch.equal(stored, expected):
+            if not torch.equal(stored, bank.dequantized(layer.name, format).cpu()):
                 raise ArtifactError(f"{path}: {layer.name} does not read back as it was written")

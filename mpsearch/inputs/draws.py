@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpsearch.errors import UsageError
+
+
+def _checked(shape: tuple[int, ...]) -> None:
+    if any(size < 1 for size in shape):
+        raise UsageError(f"the shape {list(shape)} of an input must hold sizes of 1 or more")
+
 
 @dataclass(frozen=True)
 class Normal:
@@ -14,6 +21,9 @@ class Normal:
 
     shape: tuple[int, ...] = ()
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checked(self.shape)
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, *self.shape, generator=generator) * self.scale
@@ -27,6 +37,9 @@ class Uniform:
     low: float = 0.0
     high: float = 1.0
 
+    def __post_init__(self) -> None:
+        _checked(self.shape)
+
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.rand(count, *self.shape, generator=generator) * (self.high - self.low) + self.low
 
@@ -36,6 +49,10 @@ class Integers:
     """Class labels ``0 … classes − 1``, balanced and shuffled, ``(N,)`` int64."""
 
     classes: int
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise UsageError(f"integers needs 1 class or more, not {self.classes}")
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return (torch.arange(count) % self.classes)[torch.randperm(count, generator=generator)]
@@ -47,6 +64,9 @@ class Constant:
 
     value: float
     shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _checked(self.shape)
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.full((count, *self.shape), self.value)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mpsearch.errors import CalibrationError
+from mpsearch.errors import CalibrationError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -38,6 +38,10 @@ class Images:
     mode: Literal["RGB", "L"] = "RGB"
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or self.shrink < 1:
+            raise UsageError(f"images needs crop and shrink of 1 or more, not {self.crop} and {self.shrink}")
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         pictures = self._pictures()
@@ -72,7 +76,7 @@ class Images:
         if self.package is None:
             folder = Path(self.folder)
         else:
-            spec = importlib.util.find_spec(self.package)
+            spec = importlib.util.find_spec(self.package) if self.package.isidentifier() else None
             if spec is None or spec.origin is None:
                 raise CalibrationError(f"the package {self.package!r}, whose pictures are wanted, is not installed")
             folder = Path(spec.origin).parent / self.folder

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mpsearch.errors import ArtifactError
+from mpsearch.errors import ArtifactError, CalibrationError
 from mpsearch.features import frechet_distance, moments
 from mpsearch.quality.bootstrap import interval, resampled
 from mpsearch.types import Interval
@@ -29,9 +29,12 @@ class Reference:
         """Read a safetensors file with one tensor ``features`` and a ``name`` in its metadata."""
         try:
             with safe_open(path, "pt") as file:
-                return cls(file.get_tensor("features").float(), (file.metadata() or {}).get("name", path.name))
+                features, name = file.get_tensor("features").float(), (file.metadata() or {}).get("name", path.name)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{path} is no file of reference features: {error}") from None
+        if features.ndim != 2 or len(features) < 2 or not bool(torch.isfinite(features).all()):
+            raise ArtifactError(f"{path} holds features of {tuple(features.shape)}: expected 2 or more finite rows")
+        return cls(features, name)
 
 
 def distances(features: Tensor, reference: Reference, draws: int = 100, seed: int = 0) -> tuple[Interval, Interval]:
@@ -40,6 +43,9 @@ def distances(features: Tensor, reference: Reference, draws: int = 100, seed: in
     The intervals resample the generated features only: the reference is the same for everything that is compared with
     it.
     """
+    for name, n in (("generated", len(features)), ("reference", len(reference.features))):
+        if n < 2:
+            raise CalibrationError(f"a distance needs 2 {name} samples or more, there are {n}")
     target = moments(reference.features)
     picks = resampled(len(features), draws, seed)
     spread = torch.tensor([frechet_distance(moments(features[pick]), target) for pick in picks])
@@ -62,8 +68,8 @@ def _kernel_distance(x: Tensor, y: Tensor, draws: int, seed: int) -> Interval:
     pairs = weights.sum(1) ** 2 - (weights**2).sum(1)
     within = ((weights @ xx) * weights).sum(1) / pairs
     across = (weights @ xy.mean(1)) / n
-    values = within + constant - 2 * across
-    return interval(values[0].item(), values[1:], n)
+    values = (within + constant - 2 * across)[pairs > 0]  # a draw of one and the same sample has no pairs
+    return interval(values[0].item(), values[1:] if len(values) > 1 else values, n)
 
 
 def _cubic(a: Tensor, b: Tensor) -> Tensor:

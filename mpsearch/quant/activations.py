@@ -71,8 +71,8 @@ def activation_ranges(
     share = max(SAMPLES // len(calibration), 1)
     taps = {name: _Tap(share, calibration.seed) for name in widths}
     with (
-        torch.no_grad(),
         evaluating(model),
+        torch.no_grad(),
         inputs_mapped(model, {place: tap for name, tap in taps.items() for place in places[name]}),
     ):
         for seed, batch in calibration.runs():

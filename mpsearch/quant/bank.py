@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mpsearch.errors import UsageError
 from mpsearch.layers import Site, find_sites
 from mpsearch.quant.weights import QuantizedWeight, quantize_weight
-from mpsearch.types import Format
+from mpsearch.types import BitMap, Format
 
 
 class WeightBank:
@@ -29,6 +29,15 @@ class WeightBank:
             close = difflib.get_close_matches(layer, self._sites, n=1, cutoff=0.0)
             raise UsageError(f"the model has no layer {layer!r}; the closest is {close[0]!r}")
         return self._sites[layer]
+
+    def normalised(self, bitmap: BitMap) -> BitMap:
+        """The map with every tied tensor under its first name; two formats for one tensor are a ``UsageError``."""
+        formats: dict[str, Format] = {}
+        for name, format in bitmap.items():
+            first = self.site(name).names[0]
+            if formats.setdefault(first, format) != format:
+                raise UsageError(f"{name} is the same tensor as {first}: it cannot be {format} and {formats[first]}")
+        return BitMap(formats, {self.site(name).names[0]: span for name, span in bitmap.ranges.items()})
 
     def weight(self, layer: str) -> Tensor:
         """The float weight that the generator computes with."""

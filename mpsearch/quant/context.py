@@ -44,7 +44,8 @@ def quantized(
 def with_ranges(
     model: nn.Module, bitmap: BitMap, batches: Iterable[Any] | Calibration | None, bank: WeightBank
 ) -> BitMap:
-    """The map with every activation range it needs, fitted on ``batches`` where it has none."""
+    """The map under first names, with every activation range it needs, fitted on ``batches`` where it has none."""
+    bitmap = bank.normalised(bitmap)
     missing = {name: [f.act_bits] for name, f in bitmap.items() if f.act_bits and name not in bitmap.ranges}
     if not missing:
         return bitmap

@@ -42,7 +42,8 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
     outermost level is always used and quantizing twice changes nothing.
     """
     if format.kind != "int" or format.bits is None:
-        return QuantizedWeight(weight.detach().to(torch.float16), None, weight.dtype)
+        limit = torch.finfo(torch.float16).max  # beyond it there is only infinity
+        return QuantizedWeight(weight.detach().clamp(-limit, limit).to(torch.float16), None, weight.dtype)
     top = 2 ** (format.bits - 1) - 1
     rows = weight.detach().movedim(axis, 0).flatten(1).float()  # (channels, weights of a channel)
     scale = _fit(rows, top)

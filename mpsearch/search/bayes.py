@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import optuna
 
+from mpsearch.errors import UsageError
 from mpsearch.search.ilp import Ilp
 from mpsearch.types import TOLERANCE, Answer, Problem
 
@@ -30,6 +31,10 @@ class Bayes:
 
     evaluations: int = 60
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise UsageError(f"bayes needs at least 1 evaluation, not {self.evaluations}")
 
     def __call__(self, problem: Problem) -> Answer:
         starts = problem.starts or (Ilp()(problem).choice,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpsearch.errors import InfeasibleBudget
+from mpsearch.errors import InfeasibleBudget, UsageError
 from mpsearch.types import Limit, Problem, within
 
 
@@ -13,6 +13,8 @@ def check_feasible(problem: Problem) -> None:
     lines = []
     for limit in problem.limits:
         costs = np.where(problem.allowed, limit.costs.values, np.inf)
+        if limit.full <= 0 and limit.budget.relative:
+            raise UsageError(f"{limit.budget} means nothing here: the float generator has no {limit.budget.cost}")
         least = float(costs.min(axis=1).sum()) + limit.costs.constant
         if not within(least, limit.limit):
             lines.append(f"{limit.budget} cannot be met: the smallest feasible value is {spell(limit, least)}")

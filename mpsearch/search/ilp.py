@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleBudget, UsageError
 from mpsearch.search.feasible import check_feasible, spell
-from mpsearch.types import Answer, Problem
+from mpsearch.search.uniform import uniform_choices
+from mpsearch.types import TOLERANCE, Answer, Choice, Problem
 
-# HiGHS accepts rows violated by 1e-6; limits are shrunk by this much only when an answer used that slack.
-SLACK = 2e-6
+ROUNDS = 4  # of rescaling; each at least halves the largest damage that still matters
 
 
 @dataclass(frozen=True)
 class Ilp:
     """Least sum of damages under every budget, one boolean a choice, cvxpy in matrix form on HiGHS.
+
+    HiGHS compares with absolute tolerances, while damages span many orders of magnitude. So the objective is measured
+    from the best cell of every unit, in units of the best answer so far, without the cells that alone exceed it, and
+    solved again as long as that answer shrinks.
 
     Attributes:
         gap: relative gap at which HiGHS may stop; its default of 1e-4 is not optimal.
@@ -30,35 +34,55 @@ class Ilp:
     gap: float = 1e-6
     time_limit: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.gap < 0 or self.time_limit <= 0:
+            raise UsageError(f"ilp needs gap >= 0 and time_limit > 0, not {self.gap} and {self.time_limit}")
+
     def __call__(self, problem: Problem) -> Answer:
         check_feasible(problem)
-        cells = np.argwhere(problem.allowed)
-        damage = problem.damage.values[tuple(cells.T)]
-        answer = self._solve(problem, cells, damage, 1.0) or self._solve(problem, cells, damage, 1.0 - SLACK)
-        if answer is None:
-            raise InfeasibleBudget(_conflict(problem, cells))
-        return answer
-
-    def _solve(
-        self, problem: Problem, cells: NDArray[np.int64], damage: NDArray[np.float64], share: float
-    ) -> Answer | None:
         floor = np.fmin.reduce(problem.damage.values, axis=1)
-        # Distances above the best cell of each unit keep every digit of a gap, whatever the size of the damage.
-        gains = damage - floor[cells[:, 0]]
-        unit = gains.max() or 1.0
-        solved = _minimise(problem, cells, gains / unit, share, self.gap, self.time_limit)
-        if solved is None:
-            return None
-        choice, status, bound = solved
-        if not problem.feasible(choice):
-            return None
-        return Answer("ilp", choice, status, min(bound * unit + float(floor.sum()), problem.predicted(choice)))
+        gains = problem.damage.values - floor[:, None]
+        best, total = _incumbent(problem, gains)
+        status, bound = "optimal", 0.0
+        for _ in range(ROUNDS if total > 0 else 0):
+            unit = total if np.isfinite(total) else float(np.nanmax(gains)) or 1.0
+            cells = np.argwhere(problem.allowed & (gains <= unit * (1 + 1e-9)))
+            solved = _minimise(problem, cells, gains[tuple(cells.T)] / unit, self.gap, self.time_limit)
+            if solved is None:
+                break
+            found, status, bound = solved[0], solved[1], solved[2] * unit
+            shrunk = _total(gains, found)
+            if problem.feasible(found) and shrunk < total:
+                best, total, before = found, shrunk, total
+                if total == 0 or total > before / 2:
+                    break
+            else:
+                break
+        if best is None:
+            raise InfeasibleBudget(_conflict(problem))
+        return Answer("ilp", best, status, min(bound, total) + float(floor.sum()))
+
+
+def _total(gains: NDArray[np.float64], choice: Choice) -> float:
+    return float(gains[np.arange(len(choice)), choice].sum())
+
+
+def _incumbent(problem: Problem, gains: NDArray[np.float64]) -> tuple[Choice | None, float]:
+    """A feasible choice that needs no search, and what it costs in damage; infinite when none is at hand."""
+    shares = [np.where(problem.allowed, limit.costs.values / limit.limit, np.inf) for limit in problem.limits]
+    cheapest = [np.sum(shares, axis=0).argmin(1)] if shares else []
+    least = np.nanargmin(gains, axis=1)
+    feasible = [choice for choice in (least, *cheapest, *uniform_choices(problem)) if problem.feasible(choice)]
+    if not feasible:
+        return None, np.inf
+    best = min(feasible, key=lambda choice: _total(gains, choice))
+    return best, _total(gains, best)
 
 
 def _minimise(
-    problem: Problem, cells: NDArray[np.int64], objective: NDArray[np.float64], share: float, gap: float, seconds: float
-) -> tuple[NDArray[np.int64], str, float] | None:
-    """(choice, status, lower bound), or None when no choice meets the limits."""
+    problem: Problem, cells: NDArray[np.int64], objective: NDArray[np.float64], gap: float, seconds: float
+) -> tuple[Choice, str, float] | None:
+    """(choice, status, lower bound), or None when no choice of the cells meets the limits."""
     rows, count = cells[:, 0], len(cells)
     x = cp.Variable(count, boolean=True)
     once = sp.csr_array((np.ones(count), (rows, np.arange(count))), shape=(len(problem.units), count))
@@ -66,9 +90,11 @@ def _minimise(
     if problem.limits:
         costs = np.stack([limit.costs.values[tuple(cells.T)] for limit in problem.limits])
         room = np.array([limit.limit - limit.costs.constant for limit in problem.limits])
-        constraints.append(cp.Constant(costs / room[:, None]) @ x <= share)
+        constraints.append(cp.Constant(costs / room[:, None]) @ x <= 1)
     program = cp.Problem(cp.Minimize(objective @ x), constraints)
-    options = {"mip_rel_gap": gap, "mip_abs_gap": 0.0, "time_limit": seconds}
+    # By default HiGHS accepts rows violated by 1e-6, which is a byte in a megabyte too many.
+    options = {"mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE}
+    options |= {"mip_rel_gap": gap, "mip_abs_gap": 0.0, "time_limit": seconds}
     try:
         program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
     except cp.SolverError as error:
@@ -81,14 +107,15 @@ def _minimise(
     return chosen[np.argsort(chosen[:, 0]), 1], status, float(info.mip_dual_bound)
 
 
-def _conflict(problem: Problem, cells: NDArray[np.int64]) -> str:
-    """Each budget can be met alone, but not together: how small the first gets under the others."""
+def _conflict(problem: Problem) -> str:
+    """Each budget can be met alone, but not together: how small each gets under the others."""
     names = " and ".join(str(limit.budget) for limit in problem.limits)
-    first, *others = problem.limits
-    objective = first.costs.values[tuple(cells.T)]
-    rest = Problem(problem.damage, tuple(others))
-    solved = _minimise(rest, cells, objective / objective.max(), 1.0, 1e-9, 60.0)
-    if solved is None:
-        return f"{names} cannot be met together"
-    least = spell(first, first.of(solved[0]))
-    return f"{names} cannot be met together: under the others the smallest feasible value is {least}"
+    cells = np.argwhere(problem.allowed)
+    hints = []
+    for limit in problem.limits:
+        rest = Problem(problem.damage, tuple(other for other in problem.limits if other is not limit))
+        objective = limit.costs.values[tuple(cells.T)]
+        if solved := _minimise(rest, cells, objective / objective.max(), 0.0, 60.0):
+            hints.append(spell(limit, limit.of(solved[0])))
+    least = f": under the others the smallest feasible value is {' or '.join(hints)}" if hints else ""
+    return f"{names} cannot be met together{least}"

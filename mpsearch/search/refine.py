@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpsearch.errors import UsageError
 from mpsearch.search.ilp import Ilp
 from mpsearch.types import TOLERANCE, Answer, Choice, Problem
 
@@ -24,6 +25,10 @@ class Refine:
     """
 
     evaluations: int = 100
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise UsageError(f"refine needs at least 1 evaluation, not {self.evaluations}")
 
     def __call__(self, problem: Problem) -> Answer:
         starts = problem.starts or (Ilp()(problem).choice,)

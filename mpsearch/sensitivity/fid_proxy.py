@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsearch.features import Moments, frechet_distance, moments, pooled_pixels
+from mpsearch.features import Moments, extract, frechet_distance, moments, pooled_pixels
 from mpsearch.protocols import FeatureNet
 from mpsearch.registry import describe
 from mpsearch.subject import Subject
@@ -47,21 +48,33 @@ class FidProxy:
         values = np.full((len(layers), len(columns)), np.nan)
         stderr = np.full_like(values, np.nan)
         cells = [(row, layer, f) for row, layer in enumerate(layers) for f in layers.choices(layer, formats)]
+        about = f"{describe('fid-proxy', self)} {_name(self.features)} {digest(target)}"
         for done, (row, layer, format) in enumerate(cells, 1):
-            key = f"{describe('fid-proxy', self)} {layer.name}={format}"
-            if key not in subject.memo:
-                moved = self._features(subject.images(BitMap({layer.name: format})))
+
+            def measure(bitmap: BitMap = BitMap({layer.name: format})) -> list[float]:  # noqa: B008
+                moved = self._features(subject.images(bitmap))
                 change = [self._distance(moved[d], target) for d in [torch.arange(len(base)), *draws]] - floats
-                subject.memo[key] = [float(change[0]), float(change[1:].std(ddof=1))]
-            values[row, columns.index(format)], stderr[row, columns.index(format)] = subject.memo[key]
+                return [float(change[0]), float(change[1:].std(ddof=1))]
+
+            cell = subject.recall(f"{about} {layer.name}={format}", 2, measure)
+            values[row, columns.index(format)], stderr[row, columns.index(format)] = cell
             subject.progress("fid-proxy", done, len(cells))
         notes = {"fd_float": float(floats[0]), "noise_floor": float(floats[1:].std(ddof=1)), "n": float(len(base))}
         return Table(layers.units, columns, values, stderr, "fd", describe("fid-proxy", self), notes=notes)
 
-    @torch.no_grad()
     def _features(self, images: Sequence[Tensor]) -> Tensor:
-        return torch.cat([self.features(batch).double().cpu() for batch in images])
+        return torch.cat([extract(self.features, batch).double() for batch in images])
 
     @staticmethod
     def _distance(features: Tensor, target: Moments) -> float:
         return frechet_distance(moments(features), target)
+
+
+def _name(features: FeatureNet) -> str:
+    return getattr(features, "__name__", type(features).__name__)
+
+
+def digest(target: Moments) -> str:
+    """Short hash of a reference: measurements against another one are other measurements."""
+    raw = target.mean.numpy().tobytes() + target.covariance.numpy().tobytes()
+    return hashlib.sha256(raw).hexdigest()[:16]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pullbacks
+from mpsearch.sensitivity.probes import Pullback, pull_back
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -66,8 +67,8 @@ class Hessian:
         inputs = {f.act_bits: np.zeros(shape) for f in columns if f.act_bits}
         for batch in range(len(subject.calibration)):
             subject.progress("hessian", batch, len(subject.calibration))
-            for pullback in pullbacks(subject, columns, batch, self.probes, self.seed):
-                self._add(pullback, rows, weights, inputs)
+            add = partial(self._add, rows=rows, weights=weights, inputs=inputs)
+            pull_back(subject, columns, batch, self.probes, self.seed, add)
         subject.progress("hessian", len(subject.calibration), len(subject.calibration))
         return weights, inputs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pullbacks
+from mpsearch.sensitivity.probes import Pullback, pull_back
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -39,42 +40,52 @@ class OnePass:
             raise UsageError(f"one-pass needs at least 2 probes for a standard error, not {self.probes}")
 
     def __call__(self, subject: Subject, formats: Sequence[Format]) -> Table:
-        columns = subject.layers.columns(formats)
-        shape = (self.probes, len(subject.layers), len(columns))
+        layers = subject.layers
+        columns = layers.columns(formats)
+        projector = _Projector(subject, columns, self.probes, self.seed)
+        shape = (self.probes, len(layers), len(columns))
         squares = np.zeros(shape)
-        projector: _Projector | None = None
+        what = ",".join([*(layer.name for layer in layers), *map(str, columns)])
         for batch in range(len(subject.calibration)):
             subject.progress("one-pass", batch, len(subject.calibration))
-            key = f"{describe('one-pass', self)} {','.join(map(str, columns))} batch {batch}"
-            if key not in subject.memo:
-                projector = projector or _Projector(subject, columns)
-                share = np.zeros(shape)
-                for pullback in pullbacks(subject, columns, batch, self.probes, self.seed):
-                    share[pullback.probe] = pullback.scale * projector(pullback) ** 2
-                subject.memo[key] = share.ravel().tolist()
-            squares += np.reshape(subject.memo[key], shape)
+            key = f"{describe('one-pass', self)} batch {batch} of {what}"
+            squares += np.reshape(subject.recall(key, squares.size, partial(projector.squares, batch)), shape)
         subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
-        allowed = [[f in subject.layers.choices(layer, formats) for f in columns] for layer in subject.layers]
+        allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
         values = np.where(allowed, squares.mean(0), np.nan)
         stderr = np.where(allowed, squares.std(0, ddof=1) / self.probes**0.5, np.nan)
-        return Table(subject.layers.units, columns, values, stderr, "mse", describe("one-pass", self))
+        return Table(layers.units, columns, values, stderr, "mse", describe("one-pass", self))
 
 
 class _Projector:
-    """Turns one pullback into ``vᵀ(J_W ΔW + J_x Δx)`` of every layer and format."""
+    """Turns pullbacks into ``vᵀ(J_W ΔW + J_x Δx)`` of every layer and format."""
 
-    def __init__(self, subject: Subject, columns: Sequence[Format]) -> None:
-        self.columns = columns
+    def __init__(self, subject: Subject, columns: Sequence[Format], probes: int, seed: int) -> None:
+        self.subject, self.columns, self.probes, self.seed = subject, columns, probes, seed
         self.kinds = list(dict.fromkeys(format.weight_only for format in columns))
-        self.deltas = {layer.name: self._delta(subject, layer.name) for layer in subject.layers}
 
-    def _delta(self, subject: Subject, name: str) -> Tensor:
-        """``(weight formats, weights)`` rounding errors of one layer."""
-        weight = subject.bank.weight(name)
-        rows = [(subject.bank.dequantized(name, kind) - weight).flatten() for kind in self.kinds]
-        return torch.stack(rows)
+    @cached_property
+    def deltas(self) -> dict[str, Tensor]:
+        """Layer → ``(weight formats, weights)`` rounding errors."""
+        bank = self.subject.bank
+        return {
+            layer.name: torch.stack(
+                [(bank.dequantized(layer.name, kind) - bank.weight(layer.name)).flatten() for kind in self.kinds]
+            )
+            for layer in self.subject.layers
+        }
 
-    def __call__(self, pullback: Pullback) -> np.ndarray:
+    def squares(self, batch: int) -> list[float]:
+        """Every probe's share of the mean squared error from one batch, ``(probes, layers, formats)`` flat."""
+        share = np.zeros((self.probes, len(self.deltas), len(self.columns)))
+
+        def visit(pullback: Pullback) -> None:
+            share[pullback.probe] = pullback.scale * self._project(pullback) ** 2
+
+        pull_back(self.subject, self.columns, batch, self.probes, self.seed, visit)
+        return list(map(float, share.ravel()))
+
+    def _project(self, pullback: Pullback) -> np.ndarray:
         table = np.zeros((len(self.deltas), len(self.columns)))
         for row, (name, delta) in enumerate(self.deltas.items()):
             grad = pullback.weights[name]

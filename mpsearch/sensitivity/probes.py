@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mpsearch.model import evaluating, forward, inputs_mapped, substituted
+from mpsearch.errors import ModelError
+from mpsearch.model import evaluating, forward, inputs_mapped, one_line, substituted
 from mpsearch.quant import quantize_activation
 from mpsearch.subject import Subject
-from mpsearch.types import Format
+from mpsearch.types import BitMap, Format
+
+ADVICE = "use the estimator 'perturbation', which needs no gradient"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,33 +43,59 @@ class Pullback:
     scale: float
 
 
-def pullbacks(subject: Subject, formats: Sequence[Format], batch: int, probes: int, seed: int) -> Iterator[Pullback]:
-    """One forward pass of calibration batch ``batch`` and ``probes`` backward passes, for all layers and formats.
+def pull_back(
+    subject: Subject,
+    formats: Sequence[Format],
+    batch: int,
+    probes: int,
+    seed: int,
+    visit: Callable[[Pullback], None],
+) -> None:
+    """Call ``visit`` with ``vᵀJ`` of ``probes`` random ``v``: one forward and ``probes`` backward passes of one batch.
 
-    The probes are Rademacher vectors, so ``E[(vᵀJΔ)²] = ‖JΔ‖²`` (Hutchinson 1990).
+    The probes are Rademacher vectors, so ``E[(vᵀJΔ)²] = ‖JΔ‖²`` (Hutchinson 1990). The backward passes run while the
+    substitutes are in place: a generator with gradient checkpointing runs its forward pass again in them.
+
+    Raises:
+        ModelError: the output has no gradient, or computing it fails.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + batch)
     names = [layer.name for layer in subject.layers]
-    leaves = {name: subject.bank.weight(name).clone().requires_grad_() for name in names}
+    scale = 1 / (subject.samples * subject.reference[batch][0].numel())
     reads: dict[str, list[Read]] = {}
-    with (
-        torch.enable_grad(),
-        evaluating(subject.model),
-        substituted(subject.model, {p: leaves[n] for n in names for p in subject.bank.site(n).places}),
-        inputs_mapped(subject.model, _taps(subject, formats, reads)),
-    ):
-        noise_seed, args = subject.calibration.run(batch)
-        images = forward(subject.model, args, noise_seed)
-    spots = [(name, read) for name, found in reads.items() for read in found]
-    wanted = [*leaves.values(), *(read.x for _, read in spots)]
-    scale = 1 / (subject.samples * images[0].numel())
-    for probe in range(probes):
-        sign = torch.randint(0, 2, images.shape, generator=generator).mul_(2).sub_(1).to(images)
-        grads = torch.autograd.grad(images, wanted, sign, retain_graph=probe + 1 < probes, allow_unused=True)
-        inputs: dict[str, list[tuple[Tensor | None, Read]]] = {}
-        for (name, read), grad in zip(spots, grads[len(names) :], strict=True):
-            inputs.setdefault(name, []).append((grad, read))
-        yield Pullback(probe, dict(zip(names, grads, strict=False)), inputs, scale)
+    taps = _taps(subject, formats, reads)
+    with evaluating(subject.model):
+        leaves = {name: subject.bank.weight(name).clone().requires_grad_() for name in names}
+        places = {place: leaves[name] for name in names for place in subject.bank.site(name).places}
+        with substituted(subject.model, places), inputs_mapped(subject.model, taps):
+            noise_seed, args = subject.calibration.run(batch)
+            images = forward(subject.model, args, noise_seed)
+            if not images.requires_grad:
+                raise ModelError(f"the generator's forward pass runs without gradients (torch.no_grad?): {ADVICE}")
+            spots = [(name, read) for name, found in reads.items() for read in found]
+            wanted = [*leaves.values(), *(read.x for _, read in spots)]
+            for probe in range(probes):
+                sign = torch.randint(0, 2, images.shape, generator=generator).mul_(2).sub_(1).to(images)
+                grads = _gradients(images, wanted, sign, last=probe + 1 == probes)
+                inputs: dict[str, list[tuple[Tensor | None, Read]]] = {}
+                for (name, read), grad in zip(spots, grads[len(names) :], strict=True):
+                    inputs.setdefault(name, []).append((grad, read))
+                visit(Pullback(probe, dict(zip(names, grads, strict=False)), inputs, scale))
+    _refuse_blind(subject, [name for name, grad in zip(names, grads, strict=False) if grad is None])
+
+
+def _gradients(images: Tensor, wanted: Sequence[Tensor], sign: Tensor, last: bool) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(images, wanted, sign, retain_graph=not last, allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(f"the generator cannot be differentiated ({one_line(error)}): {ADVICE}") from error
+
+
+def _refuse_blind(subject: Subject, names: Sequence[str]) -> None:
+    """A layer without gradient must be one that the output does not depend on, else its damage would look like zero."""
+    for name in names:
+        if subject.error(BitMap({name: "w2"})).value > 0:
+            raise ModelError(f"{name} changes the output but has no gradient (detach, reentrant checkpoint?): {ADVICE}")
 
 
 def _taps(

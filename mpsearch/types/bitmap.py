@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -80,20 +81,27 @@ class BitMap(Mapping[str, Format]):
         try:
             entries = dict(payload["layers"])
             formats = {name: Format.parse(_format_text(entry)) for name, entry in entries.items()}
-            ranges = {
-                name: (float(entry["act_range"][0]), float(entry["act_range"][1]))
-                for name, entry in entries.items()
-                if "act_range" in entry
-            }
+            ranges = {name: _range(name, entry) for name, entry in entries.items() if "act_range" in entry}
         except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
             raise ArtifactError(f"not a bit map: {error}") from None
         return cls(formats, ranges)
 
 
+def _range(name: str, entry: Mapping[str, Any]) -> Range:
+    low, high = map(float, entry["act_range"])
+    if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high):
+        raise ValueError(f"{name} has the activation range {low} … {high}: expected low <= 0 <= high")
+    return low, high
+
+
 def _format_text(entry: Mapping[str, Any]) -> str:
     """The format of a JSON entry: its ``format``, or its two widths."""
     if "format" in entry:
-        return str(entry["format"])
+        format = Format.parse(entry["format"])
+        for field in ("weight_bits", "act_bits"):
+            if entry.get(field, getattr(format, field)) != getattr(format, field):
+                raise ValueError(f"format {format} contradicts {field} {entry[field]}")
+        return str(format)
     weights = {None: "", 16: "fp16"}.get(entry["weight_bits"], f"w{entry['weight_bits']}")
     act = f"a{entry['act_bits']}" if entry.get("act_bits") else ""
     return weights + act or "float"

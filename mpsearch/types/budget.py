@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -32,12 +33,12 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        match = _GRAMMAR.fullmatch(text)
+        match = _GRAMMAR.fullmatch(text) if isinstance(text, str) else None
         if match is None or match[3] not in _SUFFIXES:
             raise UsageError(f"cannot read the budget {text!r}: write it like bits<=4, size<=20% or size<=100KiB")
         limit = float(match[2]) * _SUFFIXES[match[3]]
-        if limit <= 0:
-            raise UsageError(f"the budget {text!r} must be above zero")
+        if not 0 < limit < math.inf:
+            raise UsageError(f"the budget {text!r} must be above zero and finite")
         return cls(match[1], limit, match[3] == "%")
 
     def __str__(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+from pydantic import TypeAdapter
+
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.format import Format
 
@@ -111,11 +113,7 @@ class Layers(Sequence[Layer]):
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> Layers:
         try:
-            layers = tuple(Layer(**_tuples(entry)) for entry in payload["layers"])
+            layers = tuple(TypeAdapter(Layer).validate_python(entry) for entry in payload["layers"])
             return cls(layers, int(payload["rest_bytes"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"not a list of layers: {error}") from None
-
-
-def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"not a list of layers: {str(error).splitlines()[0]}") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from mpsearch.errors import ArtifactError
 
 
@@ -52,8 +54,6 @@ class QualityReport:
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> QualityReport:
         try:
-            fields: dict[str, Any] = {name: payload[name] for name in cls.__dataclass_fields__}
-            fields |= {name: Interval(**value) for name, value in fields.items() if isinstance(value, dict)}
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"not a quality report: {error}") from None
+            return TypeAdapter(cls).validate_python({name: payload[name] for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"not a quality report: {str(error).splitlines()[0]}") from None

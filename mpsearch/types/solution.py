@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.bitmap import BitMap
@@ -74,6 +75,8 @@ class Problem:
                 raise UsageError(f"the cost table of {limit.budget} has other units or formats than the damage table")
             if np.isnan(limit.costs.values[self.allowed]).any():
                 raise UsageError(f"the cost table of {limit.budget} lacks a choice that the damage table allows")
+        if np.isinf(self.damage.values).any():
+            raise UsageError("the damage table holds infinite values: mark what is not allowed as NaN")
         if not self.allowed.any(axis=1).all():
             row = int(np.flatnonzero(~self.allowed.any(axis=1))[0])
             raise UsageError(f"{self.damage.units[row]} can take none of the formats")
@@ -151,8 +154,9 @@ class Baseline:
 
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> Baseline:
-        error = _measured(payload["error"])
-        return cls(BitMap(payload["formats"]), payload["costs"], payload["predicted"], error)
+        error = TypeAdapter(Measured | None).validate_python(payload["error"])
+        costs = TypeAdapter(dict[str, float]).validate_python(payload["costs"])
+        return cls(BitMap(payload["formats"]), costs, float(payload["predicted"]), error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,17 +209,13 @@ class Solution:
 
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> Solution:
-        plain = ("predicted", "costs", "limits", "status", "bound", "gap", "seconds", "evaluations", "method")
+        hints = get_type_hints(cls)
+        plain = ("predicted", "error", "costs", "limits", "status", "bound", "gap", "seconds", "evaluations", "method")
         try:
             return cls(
                 bitmap=BitMap.from_json(payload),
-                error=_measured(payload["error"]),
                 baselines={name: Baseline.from_json(entry) for name, entry in payload["baselines"].items()},
-                **{name: payload[name] for name in plain},
+                **{name: TypeAdapter(hints[name]).validate_python(payload[name]) for name in plain},
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"not a solution: {error}") from None
-
-
-def _measured(payload: dict[str, Any] | None) -> Measured | None:
-    return None if payload is None else Measured(**payload)
+        except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
+            raise ArtifactError(f"not a solution: {str(error).splitlines()[0]}") from None

@@ -85,5 +85,5 @@ class Table:
                 constant=float(payload["constant"]),
                 notes=dict(payload["notes"]),
             )
-        except (KeyError, TypeError, ValueError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise ArtifactError(f"not a table of units and formats: {error}") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mpsearch.errors import ArtifactError, ModelError, UsageError
+from mpsearch.model import one_line
 
 
 def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any], base: Path) -> nn.Module:
@@ -28,8 +30,8 @@ def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any
     build = resolve(factory, base)
     try:
         model = build(**options)
-    except TypeError as error:
-        raise UsageError(f"{factory} cannot be called with {dict(options)}: {error}") from None
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise UsageError(f"{factory} fails with the options {dict(options)}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{factory} returns a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
@@ -44,8 +46,8 @@ def resolve(name: str, base: Path) -> Callable[..., Any]:
         raise UsageError(f"{name!r} is no factory: write module:function or path/to/file.py:function")
     try:
         module = _from_file(base / place) if place.endswith(".py") else _from_module(place, base)
-    except (ImportError, FileNotFoundError) as error:
-        raise UsageError(f"cannot import {place!r}: {error}") from None
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise UsageError(f"cannot import {place!r}: {one_line(error)}") from error
     if not callable(found := getattr(module, attribute, None)):
         options = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise UsageError(f"{place!r} has no function {attribute!r}; it has {options or 'none'}")
@@ -60,8 +62,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ArtifactError(f"the weights {path} do not exist") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
-    own = model.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in state]
+    own = model.state_dict(keep_vars=True)
+    present = {own[key].data_ptr() for key in state if key in own}  # a tied tensor may be stored under one name only
+    wrong = [f"{k} is missing" for k in own if k not in state and own[k].data_ptr() not in present]
     wrong += [f"{k} is unknown to the model" for k in state if k not in own]
     wrong += [
         f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
@@ -70,7 +73,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if wrong:
         raise ArtifactError(f"{path} does not fit the model in {len(wrong)} entries: {'; '.join(wrong[:3])}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
 
 
 def _from_file(path: Path) -> Any:
@@ -78,13 +81,21 @@ def _from_file(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _importable(path.parent):
+        spec.loader.exec_module(module)
     return module
 
 
 def _from_module(name: str, base: Path) -> Any:
-    sys.path.insert(0, str(base))
-    try:
+    with _importable(base):
         return importlib.import_module(name)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules beside the factory can be imported while it is."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
     finally:
-        sys.path.remove(str(base))
+        sys.path.remove(str(folder))
