@@ -70,12 +70,8 @@ class Run:
     def _sources(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
         build = resolve(self.config.model.factory, self.config.base)
-        functions = [
-            build,
-            getattr(build, "__init__", None),
-            *(type(module).forward for module in self.model.modules()),
-        ]
-        names = {f.__code__.co_filename for f in functions if hasattr(f, "__code__")}
+        functions = [build, getattr(build, "__init__", None), *(type(m).forward for m in self.model.modules())]
+        names = {code.co_filename for f in functions if (code := getattr(f, "__code__", None))}
         torch_folder = Path(torch.__file__).parent
         return [path for path in map(Path, sorted(names)) if path.is_file() and torch_folder not in path.parents]
 

@@ -15,19 +15,20 @@ from mpsearch.search.feasible import check_feasible, spell
 from mpsearch.search.uniform import uniform_choices
 from mpsearch.types import TOLERANCE, Answer, Choice, Problem
 
-ROUNDS = 4  # of rescaling; each at least halves the largest damage that still matters
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Ilp:
     """Least sum of damages under every budget, one boolean a choice, cvxpy in matrix form on HiGHS.
 
-    HiGHS compares with absolute tolerances, while damages span many orders of magnitude. So the objective is measured
-    from the best cell of every unit, in units of the best answer so far, without the cells that alone exceed it, and
-    solved again as long as that answer shrinks.
+    HiGHS compares with absolute tolerances, while damages span many orders of magnitude. So the linear relaxation comes
+    first; its multipliers give a lower bound and a reduced cost for every choice, its rounding an upper bound.
+    Choices whose reduced cost exceeds the distance of the two cannot be in a better answer and are dropped, and what
+    is left is solved in units of that distance.
 
     Attributes:
-        gap: relative gap at which HiGHS may stop; its default of 1e-4 is not optimal.
+        gap: relative gap at which to stop; HiGHS's own default of 1e-4 is not optimal.
         time_limit: seconds; the best feasible answer so far is returned with its bound.
     """
 
@@ -40,82 +41,148 @@ class Ilp:
 
     def __call__(self, problem: Problem) -> Answer:
         check_feasible(problem)
-        floor = np.fmin.reduce(problem.damage.values, axis=1)
-        gains = problem.damage.values - floor[:, None]
-        best, total = _incumbent(problem, gains)
-        status, bound = "optimal", 0.0
-        for _ in range(ROUNDS if total > 0 else 0):
-            unit = total if np.isfinite(total) else float(np.nanmax(gains)) or 1.0
-            cells = np.argwhere(problem.allowed & (gains <= unit * (1 + 1e-9)))
-            solved = _minimise(problem, cells, gains[tuple(cells.T)] / unit, self.gap, self.time_limit)
-            if solved is None:
+        best, value = _incumbent(problem, [np.nanargmin(problem.damage.values, axis=1), *uniform_choices(problem)])
+        floor = float(np.nanmin(problem.damage.values, axis=1).sum())
+        if best is not None and value <= floor:
+            return Answer("ilp", best, "optimal", value)
+        relaxed = _relax(problem, value - floor, self.time_limit)
+        if relaxed is None:
+            raise InfeasibleBudget(_conflict(problem))
+        bound, reduced, prices, rounded = relaxed
+        best, value = _incumbent(problem, [rounded, *([] if best is None else [best])])
+        status = "optimal"
+        while value - bound > self.gap * abs(value):
+            slack = value - bound if np.isfinite(value) else None
+            found = self._solve(problem, bound, reduced, prices, slack, self.gap * abs(value) if slack else 0.0)
+            if found is None:
                 break
-            found, status, bound = solved[0], solved[1], solved[2] * unit
-            shrunk = _total(gains, found)
-            if problem.feasible(found) and shrunk < total:
-                best, total, before = found, shrunk, total
-                if total == 0 or total > before / 2:
-                    break
-            else:
+            choice, bound, status = found
+            improved = problem.predicted(choice)
+            if not problem.feasible(choice) or improved >= value:
+                break
+            best, value = choice, improved
+            if slack is not None or status != "optimal":
                 break
         if best is None:
             raise InfeasibleBudget(_conflict(problem))
-        return Answer("ilp", best, status, min(bound, total) + float(floor.sum()))
+        return Answer("ilp", best, status, min(bound, value))
+
+    def _solve(
+        self, problem: Problem, bound: float, reduced: Array, prices: Array, slack: float | None, stop: float
+    ) -> tuple[Choice, float, str] | None:
+        """(choice, lower bound, status): ``damage − bound = Σ reduced cost + Σ price · unused budget``, all terms >=
+        0."""
+        keep = problem.allowed & (reduced <= slack * (1 + 1e-9) if slack is not None else True)
+        unit = slack or float(np.nanmax(reduced)) or 1.0
+        program = _Program(problem, np.argwhere(keep), boolean=True)
+        cost = reduced[tuple(program.cells.T)] / unit
+        spent = prices / unit @ program.use if problem.limits else 0.0  # the constant Σ price is added below
+        status = program.minimise(cost @ program.x - spent, self.time_limit, stop / unit)
+        if status is None:
+            return None
+        return program.choice(), max(bound, bound + program.dual_bound * unit + float(prices.sum())), status
 
 
-def _total(gains: NDArray[np.float64], choice: Choice) -> float:
-    return float(gains[np.arange(len(choice)), choice].sum())
+class _Program:
+    """One variable a cell, one cell a unit, every budget met; in cvxpy's matrix form."""
+
+    def __init__(self, problem: Problem, cells: NDArray[np.int64], boolean: bool) -> None:
+        self.cells = cells
+        self.x = cp.Variable(len(cells), boolean=True) if boolean else cp.Variable(len(cells), nonneg=True)
+        spots = (cells[:, 0], np.arange(len(cells)))
+        once = sp.csr_array((np.ones(len(cells)), spots), shape=(len(problem.units), len(cells)))
+        self.constraints: list[Any] = [cp.Constant(once) @ self.x == 1]
+        self.use: Any = None  # share of each budget's room
+        if problem.limits:
+            costs = np.stack([limit.costs.values[tuple(cells.T)] for limit in problem.limits])
+            room = np.array([limit.limit - limit.costs.constant for limit in problem.limits])
+            self.use = cp.Constant(costs / room[:, None]) @ self.x
+            self.constraints.append(self.use <= 1)
+
+    def minimise(self, objective: Any, seconds: float, stop: float = 0.0) -> str | None:
+        """Status, or None when nothing meets the constraints in time."""
+        self.program = cp.Problem(cp.Minimize(objective), self.constraints)
+        # By default HiGHS accepts rows violated by 1e-6, which is a byte in a megabyte too many.
+        options = {"mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE}
+        options |= {"mip_rel_gap": 0.0, "mip_abs_gap": stop, "time_limit": seconds}
+        try:
+            self.program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
+        except cp.SolverError as error:
+            raise UsageError(f"HiGHS gave up: {error}") from None
+        if self.x.value is None:
+            return None
+        return {"optimal": "optimal", "user_limit": "time limit"}.get(self.program.status, self.program.status)
+
+    @property
+    def dual_bound(self) -> float:
+        info: Any = self.program.solver_stats.extra_stats
+        return float(info.mip_dual_bound)
+
+    def choice(self) -> Choice:
+        """The largest variable of every unit."""
+        values: Array = np.asarray(self.x.value)
+        order = np.lexsort((-values, self.cells[:, 0]))
+        first = np.unique(self.cells[order, 0], return_index=True)[1]
+        chosen: Choice = self.cells[order[first], 1]
+        return chosen
 
 
-def _incumbent(problem: Problem, gains: NDArray[np.float64]) -> tuple[Choice | None, float]:
-    """A feasible choice that needs no search, and what it costs in damage; infinite when none is at hand."""
-    shares = [np.where(problem.allowed, limit.costs.values / limit.limit, np.inf) for limit in problem.limits]
-    cheapest = [np.sum(shares, axis=0).argmin(1)] if shares else []
-    least = np.nanargmin(gains, axis=1)
-    feasible = [choice for choice in (least, *cheapest, *uniform_choices(problem)) if problem.feasible(choice)]
-    if not feasible:
-        return None, np.inf
-    best = min(feasible, key=lambda choice: _total(gains, choice))
-    return best, _total(gains, best)
+def _incumbent(problem: Problem, choices: list[Choice]) -> tuple[Choice | None, float]:
+    """The feasible one of least damage, and that; infinite when there is none."""
+    feasible = [choice for choice in choices if problem.feasible(choice)]
+    best = min(feasible, key=problem.predicted, default=None)
+    return best, np.inf if best is None else problem.predicted(best)
 
 
-def _minimise(
-    problem: Problem, cells: NDArray[np.int64], objective: NDArray[np.float64], gap: float, seconds: float
-) -> tuple[Choice, str, float] | None:
-    """(choice, status, lower bound), or None when no choice of the cells meets the limits."""
-    rows, count = cells[:, 0], len(cells)
-    x = cp.Variable(count, boolean=True)
-    once = sp.csr_array((np.ones(count), (rows, np.arange(count))), shape=(len(problem.units), count))
-    constraints: list[Any] = [cp.Constant(once) @ x == 1]
-    if problem.limits:
-        costs = np.stack([limit.costs.values[tuple(cells.T)] for limit in problem.limits])
-        room = np.array([limit.limit - limit.costs.constant for limit in problem.limits])
-        constraints.append(cp.Constant(costs / room[:, None]) @ x <= 1)
-    program = cp.Problem(cp.Minimize(objective @ x), constraints)
-    # By default HiGHS accepts rows violated by 1e-6, which is a byte in a megabyte too many.
-    options = {"mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE}
-    options |= {"mip_rel_gap": gap, "mip_abs_gap": 0.0, "time_limit": seconds}
-    try:
-        program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
-    except cp.SolverError as error:
-        raise UsageError(f"HiGHS gave up: {error}") from None
-    if x.value is None:
+def _relax(problem: Problem, slack: float, seconds: float) -> tuple[float, Array, Array, Choice] | None:
+    """(lower bound, reduced cost of every cell, price of every budget, rounded choice) from the linear relaxation.
+
+    For any prices λ >= 0 the bound ``Σ min_j (d_ij + Σ λ a_ij) − Σ λ`` holds, with costs ``a`` as shares of the room.
+    """
+    floor = np.nanmin(problem.damage.values, axis=1, keepdims=True)
+    gains = problem.damage.values - floor
+    program = _Program(problem, np.argwhere(problem.allowed & (gains <= slack * (1 + 1e-9))), boolean=False)
+    picked = gains[tuple(program.cells.T)]
+    unit = min(slack, float(picked.max())) or 1.0
+    if program.minimise(picked / unit @ program.x, seconds) is None:
         return None
-    chosen = cells[x.value > 0.5]
-    info: Any = program.solver_stats.extra_stats
-    status = {"optimal": "optimal", "user_limit": "time limit"}.get(program.status, program.status)
-    return chosen[np.argsort(chosen[:, 0]), 1], status, float(info.mip_dual_bound)
+    prices = np.maximum(np.atleast_1d(program.constraints[1].dual_value), 0.0) * unit
+    shares = [limit.costs.values / (limit.limit - limit.costs.constant) for limit in problem.limits]
+    priced = problem.damage.values + sum(p * share for p, share in zip(prices, shares, strict=True))
+    least = np.nanmin(np.where(problem.allowed, priced, np.nan), axis=1, keepdims=True)
+    return float(least.sum() - prices.sum()), priced - least, prices, _repaired(problem, program.choice(), gains)
+
+
+def _repaired(problem: Problem, choice: Choice, gains: Array) -> Choice:
+    """A rounded relaxation made feasible, if single steps can: least damage for the violation that a step removes."""
+    choice, rows = choice.copy(), np.arange(len(choice))
+    for _ in range(2 * len(choice)):
+        over = [max(limit.of(choice) / limit.limit - 1, 0.0) for limit in problem.limits]
+        if problem.feasible(choice):
+            break
+        relief = np.zeros(gains.shape)
+        for excess, limit in zip(over, problem.limits, strict=True):
+            saved = (limit.costs.values[rows, choice][:, None] - limit.costs.values) / limit.limit
+            relief += np.minimum(saved, excess) if excess else np.minimum(saved, 0.0)
+        worse = np.maximum(gains - gains[rows, choice][:, None], 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(problem.allowed & (relief > 0), worse / relief, np.inf)
+        unit, column = np.unravel_index(np.argmin(rate), rate.shape)
+        if not np.isfinite(rate[unit, column]):
+            break
+        choice[unit] = column
+    return choice
 
 
 def _conflict(problem: Problem) -> str:
     """Each budget can be met alone, but not together: how small each gets under the others."""
     names = " and ".join(str(limit.budget) for limit in problem.limits)
-    cells = np.argwhere(problem.allowed)
     hints = []
     for limit in problem.limits:
         rest = Problem(problem.damage, tuple(other for other in problem.limits if other is not limit))
-        objective = limit.costs.values[tuple(cells.T)]
-        if solved := _minimise(rest, cells, objective / objective.max(), 0.0, 60.0):
-            hints.append(spell(limit, limit.of(solved[0])))
+        program = _Program(rest, np.argwhere(problem.allowed), boolean=True)
+        costs = limit.costs.values[tuple(program.cells.T)]
+        if program.minimise(costs / costs.max() @ program.x, 60.0):
+            hints.append(spell(limit, limit.of(program.choice())))
     least = f": under the others the smallest feasible value is {' or '.join(hints)}" if hints else ""
     return f"{names} cannot be met together{least}"

@@ -80,6 +80,5 @@ class Hessian:
         for name, found in pullback.inputs.items():
             for grad, read in found:
                 mean = 0.0 if grad is None else grad.double().square().mean().item()
-                for bits, error in read.errors.items():
-                    size = error.double().square().sum().item()
+                for bits, size in zip(sorted(inputs), read.errors.double().square().sum(1).tolist(), strict=True):
                     inputs[bits][pullback.probe, rows[name]] += pullback.scale * mean * size

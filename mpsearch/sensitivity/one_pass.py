@@ -12,9 +12,11 @@ from torch import Tensor
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pull_back
+from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
+
+BLOCK = 4  # probes projected at a time: the rounding errors of all formats are then read once for four gradients
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Projector:
 
     def __init__(self, subject: Subject, columns: Sequence[Format], probes: int, seed: int) -> None:
         self.subject, self.columns, self.probes, self.seed = subject, columns, probes, seed
+        self.widths = widths_of(columns)
         self.kinds = list(dict.fromkeys(format.weight_only for format in columns))
 
     @cached_property
@@ -77,24 +80,42 @@ class _Projector:
 
     def squares(self, batch: int) -> list[float]:
         """Every probe's share of the mean squared error from one batch, ``(probes, layers, formats)`` flat."""
-        share = np.zeros((self.probes, len(self.deltas), len(self.columns)))
+        weights = np.zeros((self.probes, len(self.deltas), len(self.kinds)))
+        inputs = np.zeros((self.probes, len(self.deltas), len(self.widths)))
+        waiting: list[Pullback] = []
+        scale = 0.0
 
         def visit(pullback: Pullback) -> None:
-            share[pullback.probe] = pullback.scale * self._project(pullback) ** 2
+            nonlocal scale
+            scale = pullback.scale
+            inputs[pullback.probe] = self._inputs(pullback)
+            waiting.append(pullback)
+            if len(waiting) == BLOCK or pullback.probe + 1 == self.probes:
+                weights[[p.probe for p in waiting]] = self._weights(waiting)
+                waiting.clear()
 
         pull_back(self.subject, self.columns, batch, self.probes, self.seed, visit)
-        return list(map(float, share.ravel()))
+        kinds = [self.kinds.index(format.weight_only) for format in self.columns]
+        total = weights[:, :, kinds]
+        for column, format in enumerate(self.columns):
+            if format.act_bits:
+                total[:, :, column] += inputs[:, :, self.widths.index(format.act_bits)]
+        return list(map(float, (scale * total**2).ravel()))
 
-    def _project(self, pullback: Pullback) -> np.ndarray:
-        table = np.zeros((len(self.deltas), len(self.columns)))
+    def _weights(self, pullbacks: Sequence[Pullback]) -> np.ndarray:
+        """``vᵀJ_W ΔW``, ``(probes of the block, layers, weight formats)``."""
+        table = np.zeros((len(pullbacks), len(self.deltas), len(self.kinds)))
         for row, (name, delta) in enumerate(self.deltas.items()):
-            grad = pullback.weights[name]
-            weights = torch.zeros(len(self.kinds)) if grad is None else (delta @ grad.flatten()).cpu()
-            by_kind = dict(zip(self.kinds, weights.double().tolist(), strict=True))
-            by_width: dict[int | None, float] = {None: 0.0}
-            for grad_x, read in pullback.inputs.get(name, ()):
-                for bits, error in read.errors.items():
-                    value = 0.0 if grad_x is None else torch.sum(grad_x * error).item()
-                    by_width[bits] = by_width.get(bits, 0.0) + value
-            table[row] = [by_kind[f.weight_only] + by_width.get(f.act_bits, 0.0) for f in self.columns]
+            grads = [grad.flatten() for pullback in pullbacks if (grad := pullback.weights[name]) is not None]
+            if grads:  # a layer that the output does not depend on has none at all
+                table[:, row] = (torch.stack(grads) @ delta.T).double().cpu().numpy()
+        return table
+
+    def _inputs(self, pullback: Pullback) -> np.ndarray:
+        """``vᵀJ_x Δx``, ``(layers, activation widths)``, all calls of a layer together."""
+        table = np.zeros((len(self.deltas), len(self.widths)))
+        for row, name in enumerate(self.deltas):
+            for grad, read in pullback.inputs.get(name, ()):
+                if grad is not None:
+                    table[row] += (read.errors @ grad.flatten()).double().cpu().numpy()
         return table

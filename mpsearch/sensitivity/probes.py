@@ -19,10 +19,10 @@ ADVICE = "use the estimator 'perturbation', which needs no gradient"
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """One reading of a layer's input: the tensor ``x``, and its rounding error at each width."""
+    """One reading of a layer's input: the tensor ``x``, and its rounding errors, ``(widths, elements)``."""
 
     x: Tensor
-    errors: dict[int, Tensor]
+    errors: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,19 +98,24 @@ def _refuse_blind(subject: Subject, names: Sequence[str]) -> None:
             raise ModelError(f"{name} changes the output but has no gradient (detach, reentrant checkpoint?): {ADVICE}")
 
 
+def widths_of(formats: Sequence[Format]) -> list[int]:
+    """Activation widths in the order of ``Read.errors``."""
+    return sorted({format.act_bits for format in formats if format.act_bits})
+
+
 def _taps(
     subject: Subject, formats: Sequence[Format], reads: dict[str, list[Read]]
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Hooks that give each reading its own autograd node, so that layers reading one tensor stay apart."""
     ranges = subject.ranges(formats)
-    widths = sorted({bits for _, bits in ranges})
+    widths = widths_of(formats)
 
     def tap(name: str) -> Callable[[Tensor], Tensor]:
         def read(x: Tensor) -> Tensor:
             own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
             with torch.no_grad():
-                errors = {bits: quantize_activation(x, ranges[name, bits]) - x for bits in widths}
-            reads.setdefault(name, []).append(Read(own, errors))
+                errors = [(quantize_activation(x, ranges[name, bits]) - x).flatten() for bits in widths]
+            reads.setdefault(name, []).append(Read(own, torch.stack(errors)))
             return own
 
         return read

@@ -1,0 +1,71 @@
+"""Peak memory of ``one-pass`` against one training step at the same batch, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.one_pass import FOUR, generators, make_warm
+from mpsearch.api import make_subject
+from mpsearch.sensitivity import OnePass
+
+BATCH = 128  # large enough for activations to matter beside the libraries
+
+
+def case(name: str) -> tuple[torch.nn.Module, list[tuple[Any, ...]]]:
+    model, [(z,)] = generators()[name]
+    return model, [(z.repeat(BATCH // len(z), *[1] * (z.ndim - 1)),)]
+
+
+def nothing(name: str) -> None:
+    case(name)
+
+
+def training_step(name: str) -> None:
+    model, batches = case(name)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(*batches[0]).square().mean().backward()
+    optimizer.step()
+
+
+def one_pass(name: str) -> None:
+    OnePass(probes=4)(make_warm(make_subject(*case(name))), FOUR)
+
+
+WORK: dict[str, Callable[[str], None]] = {"nothing": nothing, "training": training_step, "one-pass": one_pass}
+
+
+def peak(work: str, name: str) -> float:
+    """MB of resident memory at the most."""
+    command = [sys.executable, "-m", "benchmarks.memory", work, name]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure() -> list[dict[str, str]]:
+    rows = []
+    for name in generators():
+        base, training, ours = (peak(work, name) for work in WORK)
+        rows.append(
+            {
+                "generator": name,
+                "process with the model, MB": f"{base:.0f}",
+                "training step (Adam), MB": f"{training:.0f}",
+                "one-pass, MB": f"{ours:.0f}",
+                "ratio of whole processes": f"{ours / training:.2f}",
+                "ratio above the process with the model": f"{(ours - base) / max(training - base, 1e-9):.2f}",
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    WORK[sys.argv[1]](sys.argv[2])
+    # VmHWM, since the kernel lets ru_maxrss of a child begin at the size of its parent
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(int(line.split()[1]) / 1024)
