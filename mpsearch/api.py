@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from mpsearch.quality import Reference, distances, paired_quality
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.registry import lookup, make
-from mpsearch.search import SOLVERS, Bayes, Refine, solve
+from mpsearch.search import SOLVERS, Bayes, Refine, check_feasible, solve
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.subject import Memo, Subject
 from mpsearch.types import (
@@ -39,6 +40,7 @@ from mpsearch.types import (
     parse_formats,
 )
 
+T = TypeVar("T")
 FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
@@ -84,11 +86,13 @@ def allocate(
         >>> solution.bitmap["up8.conv1.weight"].weight_bits
         4
     """
-    lookup("effort", EFFORTS, effort)
+    solvers = with_seed(lookup("effort", EFFORTS, effort), seed)
+    choices, limits = parse_formats(formats), parse_budgets(budgets)
     subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress)
-    method = make("estimator", ESTIMATORS, estimator) if isinstance(estimator, str) else estimator
-    table = method(subject, parse_formats(formats))
-    return search(table, subject.layers, budgets, with_seed(EFFORTS[effort], seed), subject)
+    check_budgets(subject.layers, choices, limits)
+    if isinstance(estimator, str):
+        (estimator,) = with_seed([make("estimator", ESTIMATORS, estimator)], seed)
+    return search(estimator(subject, choices), subject.layers, limits, solvers, subject)
 
 
 def estimate(
@@ -150,11 +154,9 @@ def search(
         solvers: names or instances of what may improve on the exact solution; ``ilp`` adds nothing to it.
         subject: the generator, to judge maps by their true error; without it the table decides.
     """
-    limits = [_limit(budget, layers, table) for budget in ([budgets] if isinstance(budgets, str) else budgets)]
-    if not limits:
-        raise UsageError("no budget given: name at least one, such as bits<=4")
+    limits = [limit_of(budget, layers, table.formats) for budget in parse_budgets(budgets)]
     others = [cost for cost in COSTS if cost not in {limit.budget.cost for limit in limits}]
-    reported = [*limits, *(_limit(Budget(cost, 1.0, True), layers, table) for cost in others)]
+    reported = [*limits, *(limit_of(Budget(cost, 1.0, True), layers, table.formats) for cost in others)]
     if isinstance(solvers, str):
         solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
     before = subject.evaluations if subject else 0
@@ -166,18 +168,36 @@ def search(
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
 
 
-def _limit(budget: str | Budget, layers: Layers, table: Table) -> Limit:
-    budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
+def parse_budgets(budgets: str | Budget | Iterable[str | Budget]) -> tuple[Budget, ...]:
+    """At least one budget, on costs that exist."""
+    several = (budgets,) if isinstance(budgets, (str, Budget)) else tuple(budgets)
+    if not several:
+        raise UsageError("no budget given: name at least one, such as bits<=4")
+    parsed = tuple(budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in several)
+    for budget in parsed:
+        lookup("cost", COSTS, budget.cost)
+    return parsed
+
+
+def limit_of(budget: Budget, layers: Layers, columns: Sequence[Format]) -> Limit:
+    """The budget with its cost table and its absolute limit."""
     cost = lookup("cost", COSTS, budget.cost)()
-    costs = cost(layers, table.formats)
     full = cost(layers, (FLOAT,))
     total = float(full.values.sum()) + full.constant
-    return Limit(budget, costs, budget.absolute(total), total)
+    return Limit(budget, cost(layers, columns), budget.absolute(total), total)
 
 
-def with_seed(solvers: Sequence[Solver], seed: int) -> tuple[Solver, ...]:
-    """The same solvers, those that draw at random with this seed."""
-    return tuple(replace(s, seed=seed) if isinstance(s, Bayes) else s for s in solvers)
+def check_budgets(layers: Layers, formats: Sequence[Format], budgets: Sequence[Budget]) -> None:
+    """Raise ``InfeasibleBudget`` before anything is measured."""
+    columns = layers.columns(formats)
+    cells = [[0.0 if f in layers.choices(layer, formats) else np.nan for f in columns] for layer in layers]
+    blank = Table(layers.units, columns, np.array(cells), np.zeros((len(layers), len(columns))), "none", "none")
+    check_feasible(Problem(blank, tuple(limit_of(budget, layers, columns) for budget in budgets)))
+
+
+def with_seed(methods: Sequence[T], seed: int) -> tuple[T, ...]:
+    """The same methods, those that draw at random with this seed."""
+    return tuple(replace(m, seed=seed) if hasattr(m, "seed") else m for m in methods)  # type: ignore[type-var]
 
 
 def validate(

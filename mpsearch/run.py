@@ -136,6 +136,8 @@ class Run:
             options |= {"features": self.features, "reference": target}
             key += [self.config.judge.model_dump(mode="json"), digest(target)]
         estimator: Estimator = make("estimator", ESTIMATORS, name, options)
+        if "seed" not in options:
+            (estimator,) = api.with_seed([estimator], self.config.seed)
         return self.folder.stage(
             "sensitivity" if configured else f"sensitivity-{name}",
             "mpsearch-table/1",
@@ -157,6 +159,7 @@ class Run:
         if config.solver is not None:
             solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
         solvers = api.with_seed(solvers, config.seed)
+        api.check_budgets(self.layers, parse_formats(config.formats), api.parse_budgets(config.budgets))
         return self.folder.stage(
             "bitmap",
             "mpsearch-bitmap/1",

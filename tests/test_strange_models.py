@@ -164,6 +164,7 @@ def test_buffers_that_the_forward_pass_writes_are_put_back(snapshot):
     shot = snapshot(model)
     mpsearch.allocate(model, [(X,), (X,)], effort="fast")
     shot.check()
+    assert model.calls == 0
 
 
 def test_one_tensor_under_two_tensor_names(tmp_path):

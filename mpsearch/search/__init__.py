@@ -2,6 +2,7 @@
 
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
+from mpsearch.search.feasible import check_feasible
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
 from mpsearch.search.refine import Refine
@@ -16,4 +17,4 @@ SOLVERS: dict[str, type[Solver]] = {
     "size-only": SizeOnly,
 }
 
-__all__ = ["SOLVERS", "Bayes", "Ilp", "Refine", "SizeOnly", "Uniform", "solve"]
+__all__ = ["SOLVERS", "Bayes", "Ilp", "Refine", "SizeOnly", "Uniform", "check_feasible", "solve"]
