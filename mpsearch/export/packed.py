@@ -23,6 +23,7 @@ from mpsearch.quant import ActivationRange, QuantizedWeight, WeightBank, quantiz
 from mpsearch.types import BitMap, Format, Layer, Layers
 
 SCHEMA = "mpsearch-packed/1"
+METADATA = "mpsearch"
 # Endings that no key of state_dict has.
 CODES, SCALE, RANGE = PARTS = ("#codes", "#scale", "#range")
 
@@ -58,7 +59,8 @@ class Packed:
             }
         tensors |= _unique({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and k not in replaced})
         path = out / "generator.safetensors"
-        write_bytes(path, save(tensors, {"schema": SCHEMA, "layers": json.dumps(header)}))
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        write_bytes(path, save(tensors, {METADATA: json.dumps({"schema": SCHEMA, "layers": header})}))
         _verify(path, layers, bitmap, bank)
         return {"packed": path}
 
@@ -155,13 +157,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ArtifactError(f"{path} does not exist") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
-    if metadata.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} has schema {metadata.get('schema')!r}, expected {SCHEMA!r}")
     try:
-        header = json.loads(metadata["layers"])
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{path} has no list of layers: {error}") from None
-    return tensors, header
+        header = json.loads(metadata.get(METADATA, "{}"))
+        if (found := header.get("schema")) != SCHEMA:
+            raise ArtifactError(f"{path} has schema {found!r}, expected {SCHEMA!r}")
+        return tensors, dict(header["layers"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} has no list of layers: {one_line(error)}") from None
 
 
 def _verify(path: Path, layers: Layers, bitmap: BitMap, bank: WeightBank) -> None:

@@ -16,8 +16,6 @@ from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
-BLOCK = 4  # probes projected at a time: the rounding errors of all formats are then read once for four gradients
-
 
 @dataclass(frozen=True)
 class OnePass:
@@ -80,42 +78,24 @@ class _Projector:
 
     def squares(self, batch: int) -> list[float]:
         """Every probe's share of the mean squared error from one batch, ``(probes, layers, formats)`` flat."""
-        weights = np.zeros((self.probes, len(self.deltas), len(self.kinds)))
-        inputs = np.zeros((self.probes, len(self.deltas), len(self.widths)))
-        waiting: list[Pullback] = []
-        scale = 0.0
+        share = np.zeros((self.probes, len(self.deltas), len(self.columns)))
 
         def visit(pullback: Pullback) -> None:
-            nonlocal scale
-            scale = pullback.scale
-            inputs[pullback.probe] = self._inputs(pullback)
-            waiting.append(pullback)
-            if len(waiting) == BLOCK or pullback.probe + 1 == self.probes:
-                weights[[p.probe for p in waiting]] = self._weights(waiting)
-                waiting.clear()
+            share[pullback.probe] = pullback.scale * self._project(pullback) ** 2
 
         pull_back(self.subject, self.columns, batch, self.probes, self.seed, visit)
-        kinds = [self.kinds.index(format.weight_only) for format in self.columns]
-        total = weights[:, :, kinds]
-        for column, format in enumerate(self.columns):
-            if format.act_bits:
-                total[:, :, column] += inputs[:, :, self.widths.index(format.act_bits)]
-        return list(map(float, (scale * total**2).ravel()))
+        return list(map(float, share.ravel()))
 
-    def _weights(self, pullbacks: Sequence[Pullback]) -> np.ndarray:
-        """``vᵀJ_W ΔW``, ``(probes of the block, layers, weight formats)``."""
-        table = np.zeros((len(pullbacks), len(self.deltas), len(self.kinds)))
+    def _project(self, pullback: Pullback) -> np.ndarray:
+        """``vᵀ(J_W ΔW + J_x Δx)``, ``(layers, formats)``; all calls of a layer together."""
+        weights = np.zeros((len(self.deltas), len(self.kinds)))
+        inputs = np.zeros((len(self.deltas), 1 + len(self.widths)))  # the first column stays 0: float activations
         for row, (name, delta) in enumerate(self.deltas.items()):
-            grads = [grad.flatten() for pullback in pullbacks if (grad := pullback.weights[name]) is not None]
-            if grads:  # a layer that the output does not depend on has none at all
-                table[:, row] = (torch.stack(grads) @ delta.T).double().cpu().numpy()
-        return table
-
-    def _inputs(self, pullback: Pullback) -> np.ndarray:
-        """``vᵀJ_x Δx``, ``(layers, activation widths)``, all calls of a layer together."""
-        table = np.zeros((len(self.deltas), len(self.widths)))
-        for row, name in enumerate(self.deltas):
+            if (grad := pullback.weights[name]) is not None:
+                weights[row] = (delta @ grad.flatten()).double().cpu().numpy()
             for grad, read in pullback.inputs.get(name, ()):
                 if grad is not None:
-                    table[row] += (read.errors @ grad.flatten()).double().cpu().numpy()
-        return table
+                    inputs[row, 1:] += (read.errors @ grad.flatten()).double().cpu().numpy()
+        kinds = [self.kinds.index(format.weight_only) for format in self.columns]
+        widths = [0 if format.act_bits is None else 1 + self.widths.index(format.act_bits) for format in self.columns]
+        return weights[:, kinds] + inputs[:, widths]
