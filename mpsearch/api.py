@@ -33,6 +33,7 @@ from mpsearch.types import (
     Format,
     Layers,
     Limit,
+    Measured,
     Problem,
     QualityReport,
     Solution,
@@ -159,11 +160,17 @@ def search(
     reported = [*limits, *(limit_of(Budget(cost, 1.0, True), layers, table.formats) for cost in others)]
     if isinstance(solvers, str):
         solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
-    before = subject.evaluations if subject else 0
-    problem = Problem(table, tuple(limits), subject.error if subject else None)
-    solution = solve(problem, solvers, reported)
     if subject is None:
-        return solution
+        return solve(Problem(table, tuple(limits)), solvers, reported)
+    before, known = subject.evaluations, subject
+    expected = len(table.formats) + 2 + sum(getattr(solver, "evaluations", 0) for solver in solvers)
+
+    def evaluate(bitmap: BitMap) -> Measured:
+        measured = known.error(bitmap)
+        known.progress("search", min(known.evaluations - before, expected), expected)
+        return measured
+
+    solution = solve(Problem(table, tuple(limits), evaluate), solvers, reported)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
 

@@ -48,6 +48,7 @@ def find_layers(
         UsageError: a glob matches no layer (the closest name is given), or nothing is left.
         ModelError: the forward pass fails, or a weight holds NaN or infinite values.
     """
+    batch = (batch,) if isinstance(batch, Tensor) else batch
     sites = find_sites(model)
     chosen = _select(sites, _globs(include), _globs(exclude))
     usage = _measure(model, batch, sites)

@@ -148,7 +148,7 @@ def test_fid_proxy_is_the_change_of_the_distance_on_the_same_latents(deconv):
 def test_nothing_in_the_memo_is_measured_again(deconv, monkeypatch):
     model, batches = deconv
     memo = {}
-    names, formats = ("one-pass", "perturbation", "fid-proxy"), parse_formats(["w2", "w4"])
+    names, formats = tuple(ESTIMATORS), parse_formats(["w2", "w4"])
     tables = [ESTIMATORS[name]()(make_subject(model, batches, memo=memo), formats) for name in names]
     kept = dict(memo)
 
@@ -156,6 +156,7 @@ def test_nothing_in_the_memo_is_measured_again(deconv, monkeypatch):
         raise AssertionError("measured twice")
 
     monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.hessian.pull_back", fail)
     monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
     monkeypatch.setattr("mpsearch.subject.Subject.images", fail)
     for name, table in zip(names, tables, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pull_back
+from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -61,24 +61,31 @@ class Hessian:
 
     def curvature(self, subject: Subject, columns: Sequence[Format]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Single-probe estimates, ``(probes, layers)``: traces of the weights, and the input term at each width."""
-        rows = {layer.name: row for row, layer in enumerate(subject.layers)}
-        shape = (self.probes, len(rows))
-        weights = np.zeros(shape)
-        inputs = {f.act_bits: np.zeros(shape) for f in columns if f.act_bits}
+        widths = widths_of(columns)
+        shape = (1 + len(widths), self.probes, len(subject.layers))
+        total = np.zeros(shape)
+        what = ",".join([*(layer.name for layer in subject.layers), *map(str, widths)])
         for batch in range(len(subject.calibration)):
             subject.progress("hessian", batch, len(subject.calibration))
-            add = partial(self._add, rows=rows, weights=weights, inputs=inputs)
-            pull_back(subject, columns, batch, self.probes, self.seed, add)
+            key = f"{describe('hessian', self)} batch {batch} of {what}"
+            total += np.reshape(subject.recall(key, total.size, partial(self._measure, subject, columns, batch)), shape)
         subject.progress("hessian", len(subject.calibration), len(subject.calibration))
-        return weights, inputs
+        return total[0], dict(zip(widths, total[1:], strict=True))
 
-    @staticmethod
-    def _add(pullback: Pullback, rows: dict[str, int], weights: np.ndarray, inputs: dict[int, np.ndarray]) -> None:
-        for name, grad in pullback.weights.items():
-            if grad is not None:
-                weights[pullback.probe, rows[name]] += 2 * pullback.scale * grad.double().square().sum().item()
-        for name, found in pullback.inputs.items():
-            for grad, read in found:
-                mean = 0.0 if grad is None else grad.double().square().mean().item()
-                for bits, size in zip(sorted(inputs), read.errors.double().square().sum(1).tolist(), strict=True):
-                    inputs[bits][pullback.probe, rows[name]] += pullback.scale * mean * size
+    def _measure(self, subject: Subject, columns: Sequence[Format], batch: int) -> list[float]:
+        """One batch's share of :meth:`curvature`, ``(1 + widths, probes, layers)`` flat."""
+        rows = {layer.name: row for row, layer in enumerate(subject.layers)}
+        share = np.zeros((1 + len(widths_of(columns)), self.probes, len(rows)))
+
+        def visit(pullback: Pullback) -> None:
+            for name, grad in pullback.weights.items():
+                if grad is not None:
+                    share[0, pullback.probe, rows[name]] = 2 * pullback.scale * grad.double().square().sum().item()
+            for name, found in pullback.inputs.items():
+                for grad, read in found:
+                    mean = 0.0 if grad is None else grad.double().square().mean().item()
+                    sizes = read.errors.double().square().sum(1).cpu().numpy()
+                    share[1:, pullback.probe, rows[name]] += pullback.scale * mean * sizes
+
+        pull_back(subject, columns, batch, self.probes, self.seed, visit)
+        return list(map(float, share.ravel()))

@@ -25,7 +25,7 @@ def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any
         factory: ``module:function`` or ``path/to/file.py:function``; called with ``options``.
         weights: safetensors with the generator's ``state_dict``; None keeps what the factory made.
         options: keyword arguments.
-        base: folder that relative paths start from, and where modules are looked for first.
+        base: folder where relative paths and modules are looked for first; then the working directory.
     """
     build = resolve(factory, base)
     try:
@@ -35,7 +35,7 @@ def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any
     if not isinstance(model, nn.Module):
         raise ModelError(f"{factory} returns a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
-        load_weights(model, base / weights)
+        load_weights(model, base / weights if (base / weights).exists() else weights)
     return model.eval()
 
 
@@ -45,7 +45,8 @@ def resolve(name: str, base: Path) -> Callable[..., Any]:
     if not place or not attribute:
         raise UsageError(f"{name!r} is no factory: write module:function or path/to/file.py:function")
     try:
-        module = _from_file(base / place) if place.endswith(".py") else _from_module(place, base)
+        path = base / place if (base / place).exists() else Path(place)
+        module = _from_file(path) if place.endswith(".py") else _from_module(place, base)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise UsageError(f"cannot import {place!r}: {one_line(error)}") from error
     if not callable(found := getattr(module, attribute, None)):
@@ -93,9 +94,10 @@ def _from_module(name: str, base: Path) -> Any:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Modules beside the factory can be imported while it is."""
-    sys.path.insert(0, str(folder))
+    """Modules beside the factory, or in the working directory, can be imported while it is."""
+    before = sys.path.copy()
+    sys.path[:0] = [str(folder), str(Path.cwd())]
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = before
