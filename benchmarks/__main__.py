@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.machine import about
 from mpsearch.report.page import markdown
 
-NAMES = ("one_pass", "memory", "ilp", "estimators", "maps")
+NAMES = ("demo", "one_pass", "memory", "ilp", "estimators", "maps")
 ROOT = Path(__file__).parents[1]
 
 

@@ -19,6 +19,7 @@ from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
 from mpsearch.inputs import SOURCES, draw
 from mpsearch.layers import find_layers
+from mpsearch.model import device_of
 from mpsearch.protocols import Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
 from mpsearch.quant import applied
@@ -44,7 +45,6 @@ class Run:
         self.config = config
         self.progress = progress
         self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
-        self._subject: Subject | None = None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -87,12 +87,15 @@ class Run:
             sources.append(make("kind of input", SOURCES, kind, options))
         return draw(sources, count, self.config.samples.batch, self.config.seed + offset)
 
+    def _calibration(self, count: int, offset: int) -> Calibration:
+        return Calibration.of(self.inputs(count, offset), device_of(self.model))
+
     @cached_property
     def layers(self) -> Layers:
         """``layers.json``."""
         include, exclude = self.config.layers.include, self.config.layers.exclude
         key = fingerprint(self._identity, include, exclude)
-        first = Calibration.of(self.inputs(self.config.samples.calibration, 0)[:1], pick_device(self.config.device))
+        first = self._calibration(self.config.samples.calibration, 0)
         return self.folder.stage(
             "layers",
             "mpsearch-layers/1",
@@ -121,8 +124,9 @@ class Run:
             own = self.config.base / path
             return Reference.load(own if own.exists() else WEIGHTS / path)
         count = self.config.samples.distances
-        inputs = Calibration.of(self.inputs(count, REFERENCE), pick_device(self.config.device))
-        found = api.featurise(self.model, inputs, self.features, self.progress, "reference images")
+        found = api.featurise(
+            self.model, self._calibration(count, REFERENCE), self.features, self.progress, "reference images"
+        )
         return Reference(found, "other samples of the float generator")
 
     def table(self, name: str) -> Table:
@@ -209,7 +213,7 @@ class Run:
 
     def report(self) -> Path:
         """``samples.png`` and ``report.md``."""
-        held = Calibration.of(self.inputs(self.config.samples.heldback, HELDBACK), pick_device(self.config.device))
+        held = self._calibration(self.config.samples.heldback, HELDBACK)
         few = Calibration(held.batches[: -(-16 // self.config.samples.batch)], self.config.seed)
         blocks = {"full precision": torch.cat(outputs(self.model, few))}
         shown = {f"{self.solution.method}: {describe(self.solution.bitmap, self.layers)}": self.solution.bitmap}
