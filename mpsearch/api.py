@@ -177,6 +177,8 @@ def search(
 
 def parse_budgets(budgets: str | Budget | Iterable[str | Budget]) -> tuple[Budget, ...]:
     """At least one budget, on costs that exist."""
+    if not isinstance(budgets, (str, Budget, Iterable)):
+        raise UsageError(f"the budgets are {budgets!r}: expected a list such as ['bits<=4']")
     several = (budgets,) if isinstance(budgets, (str, Budget)) else tuple(budgets)
     if not several:
         raise UsageError("no budget given: name at least one, such as bits<=4")

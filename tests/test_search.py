@@ -20,7 +20,7 @@ def table(values, measure="mse", constant=0.0):
 
 def problem(damage, *limits, evaluate=None):
     made = []
-    for cost, (costs, limit) in zip(("bits", "bops"), limits, strict=False):
+    for cost, (costs, limit) in zip(("bits", "bops", "size"), limits, strict=False):
         made.append(Limit(Budget(cost, limit), table(costs), limit, 100.0))
     return Problem(table(damage), tuple(made), evaluate)
 
@@ -89,6 +89,38 @@ def test_ilp_is_exact_over_many_orders_of_magnitude(seed, limit):
     answer = Ilp()(task)
     assert task.predicted(answer.choice) == pytest.approx(best, rel=1e-6)
     assert best * (1 - 3e-6) <= answer.bound <= best * (1 + 1e-6)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 10**6), st.integers(2, 3), st.floats(0.05, 0.5), st.sampled_from([0.0, 1e6]))
+def test_several_tight_budgets_are_met_whenever_they_can_be(seed, budgets, tight, offset):
+    """Unsorted costs: the cheapest format of one budget is dear in another, so that no start is feasible at first."""
+    rng = np.random.default_rng(seed)
+    limits = []
+    for _ in range(budgets):
+        costs = rng.uniform(1, 10, (4, 4))
+        limits.append((costs, costs.min(1).sum() + tight * (costs.max(1).sum() - costs.min(1).sum())))
+    task = problem(rng.random((4, 4)) + offset, *limits)
+    best = brute_force(task)
+    if np.isfinite(best):
+        answer = Ilp()(task)
+        assert task.predicted(answer.choice) == pytest.approx(best, rel=1e-6)
+        assert answer.bound <= best * (1 + 1e-9)
+    else:
+        with pytest.raises(InfeasibleBudget, match="cannot be met"):
+            Ilp()(task)
+
+
+def test_damages_over_twenty_decades_and_a_time_limit():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        costs = rng.uniform(1, 10, (6, 4))
+        task = problem(10 ** rng.uniform(0, 20, (6, 4)), (costs, costs.mean() * 6))
+        assert task.predicted(Ilp()(task).choice) == pytest.approx(brute_force(task), rel=1e-5)
+    task = random_problem(0, units=200, formats=4, budgets=2, tight=0.3)
+    answer = Ilp(time_limit=0.01)(task)
+    assert task.feasible(answer.choice)
+    assert answer.bound <= task.predicted(answer.choice)
 
 
 def test_a_budget_met_exactly_is_met_beside_tiny_layers():

@@ -167,6 +167,32 @@ def test_buffers_that_the_forward_pass_writes_are_put_back(snapshot):
     assert model.calls == 0
 
 
+def test_buffers_that_are_replaced_resized_or_hung_on_a_graph_are_put_back(snapshot):
+    class Careless(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 4)
+            for name in ("calls", "mean", "sized"):
+                self.register_buffer(name, torch.zeros(2))
+
+        def forward(self, x):
+            y = super().forward(x)
+            self.calls = self.calls + 1
+            self.mean.mul_(0.9).add_(y.mean())
+            self.sized.resize_(5).fill_(1)
+            self.register_buffer("late", torch.ones(1))
+            self.bias.requires_grad_(False)
+            return y
+
+    model = Careless()
+    shot = snapshot(model)
+    buffers = {name: id(value) for name, value in model.named_buffers()}
+    mpsearch.allocate(model, [(X,)], effort="fast", estimator="perturbation")
+    find_layers(model, (X,))
+    shot.check()
+    assert {name: id(value) for name, value in model.named_buffers()} == buffers
+    assert model.mean.grad_fn is None
+
+
 def test_one_tensor_under_two_tensor_names(tmp_path):
     class Shared(nn.Module):
         def __init__(self):

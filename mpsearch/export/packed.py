@@ -143,7 +143,7 @@ def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         identity = (value.data_ptr(), tuple(value.shape), value.stride())
         if value.numel() == 0 or identity not in seen:
-            kept[key] = value.detach().cpu().contiguous()
+            kept[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # views may share a storage
         seen.add(identity)
     return kept
 

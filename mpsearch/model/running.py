@@ -53,17 +53,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
     """Whatever the forward pass writes, as some do even in evaluation mode (power iterations, counters), is undone."""
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t is not None]
+    slots: list[tuple[Any, Any]] = [(slot, dict(slot)) for m in model.modules() for slot in (m._parameters, m._buffers)]
+    tensors = {id(t): t for _, before in slots for t in before.values() if t is not None}.values()
     with torch.no_grad():
-        copies = [tensor.detach().clone() for tensor in tensors]
+        saved = [(t, t.data, t.detach().clone(), t.requires_grad, t.grad_fn) for t in tensors]
     attributes = [(m.__dict__, name, m.__dict__[name]) for m in model.modules() for name in hooked_weights(m)]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                if not torch.equal(tensor, copy):
-                    tensor.data.copy_(copy)
+        for slot, before in slots:
+            if [(k, id(v)) for k, v in slot.items()] != [(k, id(v)) for k, v in before.items()]:
+                slot.clear()
+                slot.update(before)
+        for tensor, data, copy, requires_grad, grad_fn in saved:
+            if tensor.grad_fn is not grad_fn:
+                tensor.detach_()
+            if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape:
+                tensor.data = data
+            if not torch.equal(tensor.detach(), copy):
+                tensor.data.copy_(copy)
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
         for namespace, name, value in attributes:
             namespace[name] = value
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cvxpy as cp
@@ -16,6 +17,8 @@ from mpsearch.search.uniform import uniform_choices
 from mpsearch.types import TOLERANCE, Answer, Choice, Problem
 
 Array = NDArray[np.float64]
+RESCALE = 20  # solve again when the answer came this much closer to the bound: HiGHS's tolerances are absolute
+ROUNDING = 1e-8  # of those tolerances, taken off what HiGHS calls proven
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,38 @@ class Ilp:
 
     def __call__(self, problem: Problem) -> Answer:
         check_feasible(problem)
+        lowest = np.nanmin(problem.damage.values, axis=1, keepdims=True)
+        # Counted from the best cell of every unit: a large common offset would swallow the differences that decide.
+        gains = replace(problem, damage=replace(problem.damage, values=problem.damage.values - lowest))
+        best, value, bound, status = self._search(gains)
+        return Answer("ilp", best, status, min(bound, value) + float(lowest.sum()))
+
+    def _search(self, problem: Problem) -> tuple[Choice, float, float, str]:
+        """(choice, its damage, lower bound, status) for damages whose least in every unit is 0."""
         best, value = _incumbent(problem, [np.nanargmin(problem.damage.values, axis=1), *uniform_choices(problem)])
-        floor = float(np.nanmin(problem.damage.values, axis=1).sum())
-        if best is not None and value <= floor:
-            return Answer("ilp", best, "optimal", value)
-        relaxed = _relax(problem, value - floor, self.time_limit)
+        if best is not None and value <= 0:
+            return best, value, value, "optimal"
+        relaxed = _relax(problem, value, self.time_limit)
         if relaxed is None:
-            raise InfeasibleBudget(_conflict(problem))
-        bound, reduced, prices, rounded = relaxed
+            if best is None:
+                best, value = _incumbent(problem, [_closest(problem)])
+            return best, value, 0.0, "feasible"
+        floor, reduced, prices, rounded = relaxed
         best, value = _incumbent(problem, [rounded, *([] if best is None else [best])])
-        status = "optimal"
-        while value - bound > self.gap * abs(value):
-            slack = value - bound if np.isfinite(value) else None
-            found = self._solve(problem, bound, reduced, prices, slack, self.gap * abs(value) if slack else 0.0)
+        bound, status, solved = floor, "optimal", np.inf  # the distance that the last solve was scaled by
+        while best is None or (value - floor > self.gap * value and value - floor < solved / RESCALE):
+            solved = value - floor if best is not None else solved
+            slack = None if best is None else solved
+            found = self._solve(problem, floor, reduced, prices, slack, self.gap * value if slack else 0.0)
             if found is None:
+                if best is None:
+                    best, value = _incumbent(problem, [_closest(problem)])
                 break
             choice, bound, status = found
-            improved = problem.predicted(choice)
-            if not problem.feasible(choice) or improved >= value:
-                break
-            best, value = choice, improved
-            if slack is not None or status != "optimal":
-                break
-        if best is None:
-            raise InfeasibleBudget(_conflict(problem))
-        return Answer("ilp", best, status, min(bound, value))
+            best, value = _incumbent(problem, [choice, *([] if best is None else [best])])
+            if best is None:
+                best, value = _incumbent(problem, [_closest(problem)])
+        return best, value, bound, status
 
     def _solve(
         self, problem: Problem, bound: float, reduced: Array, prices: Array, slack: float | None, stop: float
@@ -80,7 +90,8 @@ class Ilp:
         status = program.minimise(cost @ program.x - spent, self.time_limit, stop / unit)
         if status is None:
             return None
-        return program.choice(), max(bound, bound + program.dual_bound * unit + float(prices.sum())), status
+        proven = bound + (program.dual_bound - ROUNDING) * unit + float(prices.sum())
+        return program.choice(), max(bound, proven), status
 
 
 class _Program:
@@ -95,7 +106,7 @@ class _Program:
         self.use: Any = None  # share of each budget's room
         if problem.limits:
             costs = np.stack([limit.costs.values[tuple(cells.T)] for limit in problem.limits])
-            room = np.array([limit.limit - limit.costs.constant for limit in problem.limits])
+            room = _room(problem)
             self.use = cp.Constant(costs / room[:, None]) @ self.x
             self.constraints.append(self.use <= 1)
 
@@ -106,7 +117,9 @@ class _Program:
         options = {"mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE}
         options |= {"mip_rel_gap": 0.0, "mip_abs_gap": stop, "time_limit": seconds}
         try:
-            self.program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():  # cvxpy warns of a time limit, which the status says
+                warnings.simplefilter("ignore", UserWarning)
+                self.program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
         except cp.SolverError as error:
             raise UsageError(f"HiGHS gave up: {error}") from None
         if self.x.value is None:
@@ -127,8 +140,8 @@ class _Program:
         return chosen
 
 
-def _incumbent(problem: Problem, choices: list[Choice]) -> tuple[Choice | None, float]:
-    """The feasible one of least damage, and that; infinite when there is none."""
+def _incumbent(problem: Problem, choices: list[Choice]) -> tuple[Any, float]:
+    """The feasible one of least damage, and that; (None, infinity) when there is none."""
     feasible = [choice for choice in choices if problem.feasible(choice)]
     best = min(feasible, key=problem.predicted, default=None)
     return best, np.inf if best is None else problem.predicted(best)
@@ -147,7 +160,7 @@ def _relax(problem: Problem, slack: float, seconds: float) -> tuple[float, Array
     if program.minimise(picked / unit @ program.x, seconds) is None:
         return None
     prices = np.maximum(np.atleast_1d(program.constraints[1].dual_value), 0.0) * unit
-    shares = [limit.costs.values / (limit.limit - limit.costs.constant) for limit in problem.limits]
+    shares = [limit.costs.values / room for limit, room in zip(problem.limits, _room(problem), strict=True)]
     priced = problem.damage.values + sum(p * share for p, share in zip(prices, shares, strict=True))
     least = np.nanmin(np.where(problem.allowed, priced, np.nan), axis=1, keepdims=True)
     return float(least.sum() - prices.sum()), priced - least, prices, _repaired(problem, program.choice(), gains)
@@ -174,15 +187,23 @@ def _repaired(problem: Problem, choice: Choice, gains: Array) -> Choice:
     return choice
 
 
-def _conflict(problem: Problem) -> str:
-    """Each budget can be met alone, but not together: how small each gets under the others."""
-    names = " and ".join(str(limit.budget) for limit in problem.limits)
+def _room(problem: Problem) -> Array:
+    """What is left of each limit for the units; a hair above zero where nothing is."""
+    return np.array([max(limit.limit - limit.costs.constant, 1e-12 * limit.limit) for limit in problem.limits])
+
+
+def _closest(problem: Problem) -> Choice:
+    """A choice that meets all budgets, from making each as small as the others let it; else the conflict is raised."""
     hints = []
     for limit in problem.limits:
         rest = Problem(problem.damage, tuple(other for other in problem.limits if other is not limit))
         program = _Program(rest, np.argwhere(problem.allowed), boolean=True)
         costs = limit.costs.values[tuple(program.cells.T)]
         if program.minimise(costs / costs.max() @ program.x, 60.0):
-            hints.append(spell(limit, limit.of(program.choice())))
+            choice = program.choice()
+            if problem.feasible(choice):
+                return choice
+            hints.append(spell(limit, limit.of(choice)))
+    names = " and ".join(str(limit.budget) for limit in problem.limits)
     least = f": under the others the smallest feasible value is {' or '.join(hints)}" if hints else ""
-    return f"{names} cannot be met together{least}"
+    raise InfeasibleBudget(f"{names} cannot be met together{least}")

@@ -63,6 +63,8 @@ FLOAT = Format()
 
 def parse_formats(texts: Iterable[str | Format]) -> tuple[Format, ...]:
     """Parse a list of choices, keeping its order and dropping repeats; an empty list is a ``UsageError``."""
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"the formats are {texts!r}: expected a list such as ['w4', 'w8']")
     texts = (texts,) if isinstance(texts, str) else texts
     parsed = [text if isinstance(text, Format) else Format.parse(text) for text in texts]
     if not parsed:
