@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration, Progress, outputs, silent
+from mpsearch.calibration import Calibration, Keep, Progress, at_once, output, silent
 from mpsearch.cost import COSTS
 from mpsearch.errors import CalibrationError, ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
@@ -218,6 +219,7 @@ def validate(
     more: Iterable[Any] | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    keep: Keep = at_once,
 ) -> QualityReport:
     """Compare the quantized with the float generator on held-back inputs.
 
@@ -230,18 +232,21 @@ def validate(
         more: further held-back inputs for the distances; by default ``batches``.
         seed: of the bootstrap and of inner noise.
         progress: called with (what, done, total).
+        keep: where finished batches of images and features are kept, see :class:`mpsearch.store.Parts`.
     """
     device = device_of(model)
     pairs = Calibration.of(batches, device, seed)
     many = pairs if more is None else Calibration.of(more, device, seed + len(pairs))
     bank = WeightBank(model)
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), pairs, bank)
-    before = outputs(model, pairs)
-    float_features = featurise(model, many, features, progress, "float images")
+    before = _images(model, pairs, keep, "float pairs")
+    float_features = featurise(model, many, features, progress, "float images", keep)
     with applied(model, bitmap, bank):
-        after = outputs(model, pairs)
-        small_features = featurise(model, many, features, progress, "quantized images")
-    target = reference or Reference(torch.cat([extract(features, images) for images in before]), "float generator")
+        after = _images(model, pairs, keep, "quantized pairs")
+        small_features = featurise(model, many, features, progress, "quantized images", keep)
+    target = reference or Reference(
+        torch.cat([extract(features, images.to(device)) for images in before]), "float generator"
+    )
     if target.features.shape[1] != float_features.shape[1]:
         raise CalibrationError(
             f"the reference has {target.features.shape[1]} features, the network gives {float_features.shape[1]}"
@@ -256,15 +261,32 @@ def validate(
 
 
 def featurise(
-    model: nn.Module, inputs: Calibration, features: FeatureNet, progress: Progress = silent, what: str = "images"
+    model: nn.Module,
+    inputs: Calibration,
+    features: FeatureNet,
+    progress: Progress = silent,
+    what: str = "images",
+    keep: Keep = at_once,
 ) -> Tensor:
     """Features ``(N, D)`` of the generator's images, one batch in memory at a time."""
+
+    def compute(index: int) -> Tensor:
+        return extract(features, output(model, inputs, index))
+
     found = []
     for index in range(len(inputs)):
-        seed, batch = inputs.run(index)
-        found.append(extract(features, outputs(model, Calibration((batch,), seed))[0]))
+        found.append(keep(f"{what} {index}", partial(compute, index)))
         progress(what, index + 1, len(inputs))
     return torch.cat(found)
+
+
+def _images(model: nn.Module, inputs: Calibration, keep: Keep, what: str) -> list[Tensor]:
+    """The generator's images for every batch, on the CPU."""
+
+    def compute(index: int) -> Tensor:
+        return output(model, inputs, index).cpu()
+
+    return [keep(f"{what} {index}", partial(compute, index)) for index in range(len(inputs))]
 
 
 def export(

@@ -13,10 +13,16 @@ from mpsearch.errors import CalibrationError, ModelError
 from mpsearch.model import evaluating, forward
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
+Keep = Callable[[str, Callable[[], Tensor]], Tensor]  # (name, how to compute it) -> the tensor, computed or kept
 
 
 def silent(what: str, done: int, total: int) -> None:
     """The progress that nobody watches."""
+
+
+def at_once(name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """The ``Keep`` that keeps nothing."""
+    return compute()
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +77,16 @@ class Calibration:
         return map(self.run, range(len(self.batches)))
 
 
+def output(model: nn.Module, calibration: Calibration, index: int) -> Tensor:
+    """The generator's images for one batch."""
+    seed, batch = calibration.run(index)
+    with evaluating(model), torch.no_grad():
+        return forward(model, batch, seed)
+
+
 def outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
     """The generator's images for every batch."""
-    with evaluating(model), torch.no_grad():
-        return [forward(model, batch, seed) for seed, batch in calibration.runs()]
+    return [output(model, calibration, index) for index in range(len(calibration))]
 
 
 def paired_errors(model: nn.Module, calibration: Calibration, reference: Sequence[Tensor]) -> Tensor:

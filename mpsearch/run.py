@@ -123,9 +123,15 @@ class Run:
         if path is not None:
             own = self.config.base / path
             return Reference.load(own if own.exists() else WEIGHTS / path)
-        count = self.config.samples.distances
+        samples = self.config.samples
+        key = fingerprint(self._identity, samples.distances, self.config.judge.model_dump(mode="json"))
         found = api.featurise(
-            self.model, self._calibration(count, REFERENCE), self.features, self.progress, "reference images"
+            self.model,
+            self._calibration(samples.distances, REFERENCE),
+            self.features,
+            self.progress,
+            "reference images",
+            self.folder.parts("reference", key),
         )
         return Reference(found, "other samples of the float generator")
 
@@ -183,7 +189,8 @@ class Run:
             samples.distances,
             self.config.judge.model_dump(mode="json"),
         ]
-        return self.folder.stage(
+        parts = self.folder.parts(name, fingerprint(key))
+        report = self.folder.stage(
             name,
             "mpsearch-quality/1",
             fingerprint(key),
@@ -196,10 +203,13 @@ class Run:
                 self.inputs(samples.distances, DISTANCES),
                 self.config.seed,
                 self.progress,
+                parts,
             ),
             QualityReport.to_json,
             QualityReport.from_json,
         )
+        parts.clear()
+        return report
 
     @cached_property
     def quality(self) -> QualityReport:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
 from mpsearch.artifact import read_json, write_bytes, write_json
 from mpsearch.errors import ArtifactError
+from mpsearch.model import one_line
 
 T = TypeVar("T")
 MARKS = ("run.json", "layers.json", "measurements.jsonl")  # any of them makes a folder one of ours
@@ -65,6 +71,35 @@ class RunFolder:
 
     def journal(self, key: str) -> Journal:
         return Journal(self.path / "measurements.jsonl", key)
+
+    def parts(self, name: str, key: str) -> Parts:
+        return Parts(self.path / "parts" / name, key)
+
+
+class Parts:
+    """Finished tensors of an unfinished stage, a safetensors file each; called with a name and how to compute it."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder = folder
+        self._key = key
+
+    def __call__(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        path = self._folder / f"{name.replace(' ', '-')}.safetensors"
+        if path.exists():
+            try:
+                with safe_open(path, "pt") as file:
+                    if (file.metadata() or {}).get("key") == self._key:
+                        kept: Tensor = file.get_tensor("part")
+                        return kept
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(f"{path} is damaged ({one_line(error)}); delete it to compute it again") from None
+        value = compute()
+        write_bytes(path, save({"part": value.contiguous()}, {"key": self._key}))
+        return value
+
+    def clear(self) -> None:
+        """The stage is finished: its parts are not needed any more."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Journal(MutableMapping[str, list[float]]):

@@ -10,7 +10,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from mpsearch import __version__, cli
+from mpsearch import __version__, api, cli
 from mpsearch.cli import app
 
 SMALL = """
@@ -246,6 +246,35 @@ def test_a_killed_run_continues_and_gives_the_same_answer(project):
     for result in results:
         result.pop("seconds")
     assert results[0] == results[1]
+
+
+def test_quality_cut_off_half_way_keeps_its_finished_batches(project, monkeypatch):
+    assert process("run", "small.yaml", "--out", "whole").returncode == 0
+    made, draw = [], api.output
+
+    def output(model, inputs, index):
+        made.append(index)
+        if len(made) == 17:  # 10 batches of reference images, 2 of pairs, 10 of distances; float, then quantized
+            raise KeyboardInterrupt
+        return draw(model, inputs, index)
+
+    monkeypatch.setattr(api, "output", output)
+    call("run", "small.yaml", "--out", "cut")
+    assert len(made) == 17
+    assert call("run", "small.yaml", "--out", "cut")[0] == 0
+    assert len(made) - 1 == 10 + 2 * (2 + 10), "every batch was drawn once, but for the one that was cut off"
+    assert (project / "cut/quality.json").read_bytes() == (project / "whole/quality.json").read_bytes()
+    assert not (project / "cut/parts/quality").exists()
+
+
+def test_a_damaged_part_is_named(project):
+    assert call("run", "small.yaml", "--out", "out")[0] == 0
+    (project / "out/quality.json").unlink()
+    part = project / "out/parts/reference/reference-images-3.safetensors"
+    part.write_bytes(part.read_bytes()[:40])
+    code, _, error = call("run", "small.yaml", "--out", "out")
+    assert code == 2
+    assert "reference-images-3.safetensors is damaged" in error
 
 
 def test_version_is_that_of_the_package():

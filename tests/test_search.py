@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
-from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, SizeOnly, Uniform, solve
+from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, SizeOnly, Uniform, core, solve
 from mpsearch.types import Format, Limit, Measured, Problem, parse_formats
 
 FORMATS = parse_formats(["w2", "w3", "w4", "w6", "w8"])
@@ -66,6 +66,32 @@ def test_ilp_is_brute_force(seed, units, formats, budgets, tight, scale):
     assert answer.bound >= best - 2e-6 * max(best, 1e-300) - 1e-6 * (
         task.damage.values.max() - task.damage.values.min()
     )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    budgets=st.integers(1, 3),
+    width=st.sampled_from([1, 3, 1000]),
+    price=st.sampled_from([0.0, 0.3, 30.0]),
+    known=st.booleans(),
+)
+def test_the_core_bounds_and_answers_whatever_the_prices(seed, budgets, width, price, known):
+    task = random_problem(seed, 6, 4, budgets, 0.4)
+    best = brute_force(task)
+    assume(np.isfinite(best))
+    start = core.relaxed(task, np.full(budgets, price))
+    cheapest = task.limits[0].costs.values.argmin(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "WIDTHS", (width,))
+        choice, value, bound = core.search_core(task, start, cheapest if known else None, 0.0, np.inf)
+    assert bound <= best * (1 + 1e-9)
+    assert value >= best * (1 - 1e-9)
+    if width == 1000:
+        assert choice is not None
+        assert task.feasible(choice)
+        assert task.predicted(choice) == value == pytest.approx(best)
+        assert bound == pytest.approx(best)
 
 
 @settings(deadline=None, max_examples=25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleBudget, UsageError
+from mpsearch.search.core import Relaxed, relaxed, room, search_core
 from mpsearch.search.feasible import check_feasible, spell
 from mpsearch.search.uniform import uniform_choices
 from mpsearch.types import TOLERANCE, Answer, Choice, Problem
@@ -52,46 +54,53 @@ class Ilp:
 
     def _search(self, problem: Problem) -> tuple[Choice, float, float, str]:
         """(choice, its damage, lower bound, status) for damages whose least in every unit is 0."""
+        deadline = time.perf_counter() + self.time_limit
         best, value = _incumbent(problem, [np.nanargmin(problem.damage.values, axis=1), *uniform_choices(problem)])
         if best is not None and value <= 0:
             return best, value, value, "optimal"
-        relaxed = _relax(problem, value, self.time_limit)
-        if relaxed is None:
+        relaxation = _relax(problem, value, self.time_limit)
+        if relaxation is None:
             if best is None:
                 best, value = _incumbent(problem, [_closest(problem)])
             return best, value, 0.0, "feasible"
-        floor, reduced, prices, rounded = relaxed
+        start, rounded = relaxation
         best, value = _incumbent(problem, [rounded, *([] if best is None else [best])])
-        bound, status, solved = floor, "optimal", np.inf  # the distance that the last solve was scaled by
-        while best is None or (value - floor > self.gap * value and value - floor < solved / RESCALE):
-            solved = value - floor if best is not None else solved
-            slack = None if best is None else solved
-            found = self._solve(problem, floor, reduced, prices, slack, self.gap * value if slack else 0.0)
+        best, value, bound = search_core(problem, start, best, self.gap, deadline)
+        status, solved = "optimal", np.inf  # the distance that the last solve was scaled by
+        while best is None or (value - bound > self.gap * value and value - start.bound < solved / RESCALE):
+            seconds = deadline - time.perf_counter()
+            if best is not None and seconds <= 0:
+                status = "time limit"
+                break
+            solved = value - start.bound if best is not None else solved
+            found = self._solve(problem, start, solved if best is not None else None, value, max(seconds, 1.0))
             if found is None:
                 if best is None:
                     best, value = _incumbent(problem, [_closest(problem)])
+                status = "time limit"
                 break
-            choice, bound, status = found
+            choice, proven, status = found
+            bound = max(bound, proven)
             best, value = _incumbent(problem, [choice, *([] if best is None else [best])])
             if best is None:
                 best, value = _incumbent(problem, [_closest(problem)])
         return best, value, bound, status
 
     def _solve(
-        self, problem: Problem, bound: float, reduced: Array, prices: Array, slack: float | None, stop: float
+        self, problem: Problem, start: Relaxed, slack: float | None, value: float, seconds: float
     ) -> tuple[Choice, float, str] | None:
         """(choice, lower bound, status): ``damage − bound = Σ reduced cost + Σ price · unused budget``, all terms >=
         0."""
-        keep = problem.allowed & (reduced <= slack * (1 + 1e-9) if slack is not None else True)
-        unit = slack or float(np.nanmax(reduced)) or 1.0
+        keep = start.reduced <= slack * (1 + 1e-9) if slack is not None else problem.allowed
+        unit = slack or float(start.reduced[problem.allowed].max()) or 1.0
         program = _Program(problem, np.argwhere(keep), boolean=True)
-        cost = reduced[tuple(program.cells.T)] / unit
-        spent = prices / unit @ program.use if problem.limits else 0.0  # the constant Σ price is added below
-        status = program.minimise(cost @ program.x - spent, self.time_limit, stop / unit)
+        cost = start.reduced[tuple(program.cells.T)] / unit
+        spent = start.prices / unit @ program.use if problem.limits else 0.0  # the constant Σ price is added below
+        status = program.minimise(cost @ program.x - spent, seconds, self.gap * value / unit if slack else 0.0)
         if status is None:
             return None
-        proven = bound + (program.dual_bound - ROUNDING) * unit + float(prices.sum())
-        return program.choice(), max(bound, proven), status
+        proven = start.bound + (program.dual_bound - ROUNDING) * unit + float(start.prices.sum())
+        return program.choice(), max(start.bound, proven), status
 
 
 class _Program:
@@ -106,8 +115,7 @@ class _Program:
         self.use: Any = None  # share of each budget's room
         if problem.limits:
             costs = np.stack([limit.costs.values[tuple(cells.T)] for limit in problem.limits])
-            room = _room(problem)
-            self.use = cp.Constant(costs / room[:, None]) @ self.x
+            self.use = cp.Constant(costs / room(problem)[:, None]) @ self.x
             self.constraints.append(self.use <= 1)
 
     def minimise(self, objective: Any, seconds: float, stop: float = 0.0) -> str | None:
@@ -147,23 +155,18 @@ def _incumbent(problem: Problem, choices: list[Choice]) -> tuple[Any, float]:
     return best, np.inf if best is None else problem.predicted(best)
 
 
-def _relax(problem: Problem, slack: float, seconds: float) -> tuple[float, Array, Array, Choice] | None:
-    """(lower bound, reduced cost of every cell, price of every budget, rounded choice) from the linear relaxation.
-
-    For any prices λ >= 0 the bound ``Σ min_j (d_ij + Σ λ a_ij) − Σ λ`` holds, with costs ``a`` as shares of the room.
-    """
-    floor = np.nanmin(problem.damage.values, axis=1, keepdims=True)
-    gains = problem.damage.values - floor
+def _relax(problem: Problem, slack: float, seconds: float) -> tuple[Relaxed, Choice] | None:
+    """The relaxation at the prices of the linear one, and that one rounded."""
+    gains = problem.damage.values
     program = _Program(problem, np.argwhere(problem.allowed & (gains <= slack * (1 + 1e-9))), boolean=False)
     picked = gains[tuple(program.cells.T)]
     unit = min(slack, float(picked.max())) or 1.0
     if program.minimise(picked / unit @ program.x, seconds) is None:
         return None
-    prices = np.maximum(np.atleast_1d(program.constraints[1].dual_value), 0.0) * unit
-    shares = [limit.costs.values / room for limit, room in zip(problem.limits, _room(problem), strict=True)]
-    priced = problem.damage.values + sum(p * share for p, share in zip(prices, shares, strict=True))
-    least = np.nanmin(np.where(problem.allowed, priced, np.nan), axis=1, keepdims=True)
-    return float(least.sum() - prices.sum()), priced - least, prices, _repaired(problem, program.choice(), gains)
+    prices = np.zeros(0)
+    if problem.limits:
+        prices = np.maximum(np.atleast_1d(program.constraints[1].dual_value), 0.0) * unit
+    return relaxed(problem, prices), _repaired(problem, program.choice(), gains)
 
 
 def _repaired(problem: Problem, choice: Choice, gains: Array) -> Choice:
@@ -185,11 +188,6 @@ def _repaired(problem: Problem, choice: Choice, gains: Array) -> Choice:
             break
         choice[unit] = column
     return choice
-
-
-def _room(problem: Problem) -> Array:
-    """What is left of each limit for the units; a hair above zero where nothing is."""
-    return np.array([max(limit.limit - limit.costs.constant, 1e-12 * limit.limit) for limit in problem.limits])
 
 
 def _closest(problem: Problem) -> Choice:
