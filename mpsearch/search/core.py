@@ -149,7 +149,8 @@ class _Levels:
         self, best: Choice | None, value: float, width: int, gap: float, deadline: float
     ) -> tuple[Choice | None, float, float]:
         damage, costs = np.array([self.root[0]]), self.root[1][None]
-        dropped, trace = np.inf, []
+        dropped, trace = np.inf, list[tuple[Choice, Choice]]()
+        best, value = self._complete(damage, costs, damage, trace, best, value)
         for level, unit in enumerate(self.order):
             cells = np.flatnonzero(self.keep[unit])
             parent, cell = np.repeat(np.arange(len(damage)), len(cells)), np.tile(cells, len(damage))
@@ -187,7 +188,7 @@ class _Levels:
         damage: Array,
         costs: Array,
         bounds: Array,
-        trace: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+        trace: list[tuple[Choice, Choice]],  # (parent, cell) of every node, a level each
         best: Choice | None,
         value: float,
     ) -> tuple[Choice | None, float]:
@@ -203,7 +204,7 @@ class _Levels:
         choice = self.base.copy()
         choice[self.order[level:]] = self.relaxed[level:, multiplier]
         at = nodes[node]
-        for unit, (parent, cell) in zip(self.order[level - 1 :: -1], reversed(trace), strict=True):
+        for unit, (parent, cell) in zip(self.order[:level][::-1], reversed(trace), strict=True):
             choice[unit], at = cell[at], parent[at]
         predicted = self.problem.predicted(choice)
         return (choice, predicted) if predicted < value and self.problem.feasible(choice) else (best, value)
