@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …]``: print the tables, and after a full run write ``docs/results.md``."""
+"""``python -m benchmarks [NAME …]``: print the tables, and write ``docs/results.md`` from the latest of each."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import about
 from mpsearch.report.page import markdown
 
-NAMES = ("demo", "one_pass", "memory", "ilp", "estimators", "maps")
+NAMES = ("demo", "one_pass", "memory", "ilp", "estimators", "maps", "training")
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def section(name: str, found: dict[str, Any]) -> str:
+    heads = list(dict.fromkeys(head for row in found["rows"] for head in row))
+    table = markdown(heads, ([row.get(head, "–") for head in heads] for row in found["rows"]))
+    about = " ".join((import_module(f"benchmarks.{name}").__doc__ or "").split())
+    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    return f"## {name.replace('_', '-')}\n\n{about}\n\n{table}\n\n{machine}"
 
 
 def main(names: list[str]) -> None:
-    machine = about()
-    parts = [
-        "# Results",
-        "Printed by `make bench`; every figure on this page is from the one run whose machine is stated here.",
-        ", ".join(f"{key} {value}" for key, value in machine.items()),
-    ]
+    RESULTS.mkdir(exist_ok=True)
     for name in names or NAMES:
-        module = import_module(f"benchmarks.{name}")
-        rows = module.measure()
-        (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
-        path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-        heads = list(dict.fromkeys(head for row in rows for head in row))
-        table = markdown(heads, ([row.get(head, "–") for head in heads] for row in rows))
-        parts.append(f"## {name.replace('_', '-')}\n\n{' '.join((module.__doc__ or '').split())}\n\n{table}")
-        print(parts[-1] + "\n", flush=True)
-    if not names:
-        (ROOT / "docs" / "results.md").write_text("\n\n".join(parts) + "\n")
+        found = {"machine": about(), "rows": import_module(f"benchmarks.{name}").measure()}
+        (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(section(name, found) + "\n", flush=True)
+    stored = [(name, RESULTS / f"{name}.json") for name in NAMES if (RESULTS / f"{name}.json").exists()]
+    parts = ["# Results", "Printed by `make bench`; under each table the machine of the run that printed it."]
+    parts += [section(name, json.loads(path.read_text())) for name, path in stored]
+    (ROOT / "docs" / "results.md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

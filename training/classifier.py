@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mpsearch.zoo.classifier import FashionClassifier
-from training import checkpoint
+from training import checkpoint, options
 from training.data import fashion_mnist
 
 
@@ -70,11 +68,5 @@ def train(config: dict[str, Any]) -> None:
         print(f"epoch {epoch} test accuracy {score:.4f} {spent:.0f} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path)
-    train(yaml.safe_load(parser.parse_args().config.read_text()))
-
-
 if __name__ == "__main__":
-    main()
+    train(options.read(__doc__))

@@ -6,7 +6,6 @@ the shipped weights are an exponential moving average whose batch statistics are
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from mpsearch.zoo.sagan import LATENT, SAGANGenerator, SelfAttention
-from training import checkpoint
+from training import checkpoint, options
 from training.data import fashion_mnist
 
 
@@ -141,11 +139,5 @@ def train(config: dict[str, Any]) -> None:
             print(f"step {step} D {loss_d.item():.3f} G {loss_g.item():.3f} {spent:.0f} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path)
-    train(yaml.safe_load(parser.parse_args().config.read_text()))
-
-
 if __name__ == "__main__":
-    main()
+    train(options.read(__doc__))
