@@ -68,6 +68,14 @@ class Calibration:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def cut(self, index: int, samples: int, parts: int) -> list[tuple[Any, ...]]:
+        """Arguments of one batch of ``samples`` in parts: tensors with a row a sample are cut, the rest is shared."""
+        cuts = [
+            arg.tensor_split(parts) if isinstance(arg, Tensor) and arg.ndim and len(arg) == samples else [arg] * parts
+            for arg in self.batches[index]
+        ]
+        return list(zip(*cuts, strict=True))
+
     def run(self, index: int) -> tuple[int, tuple[Any, ...]]:
         """(noise seed, arguments) of one batch."""
         return self.seed + index, self.batches[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mpsearch.errors import ArtifactError
 from mpsearch.quant import ActivationRange, WeightBank, activation_ranges, applied
 from mpsearch.types import BitMap, Format, Layers, Measured
 
+SAME = 1e-3  # of the largest pixel: kernels differ in the last bits between batch sizes
 Memo = MutableMapping[str, list[float]]  # what was measured once, by name; a run folder keeps it on disk
 
 
@@ -90,6 +92,28 @@ class Subject:
         self.evaluations += 1
         value, stderr, n = self.recall(f"error {bitmap.key}", 3, measure)
         return Measured(value, stderr, int(n))
+
+    def parts(self, batch: int, wanted: int) -> list[tuple[tuple[Any, ...], Tensor]]:
+        """One batch cut into at most ``wanted`` parts, as (arguments, float images) each.
+
+        A generator whose samples depend on each other (noise drawn for the batch, batch statistics) gives other images
+        in parts; its batch stays whole.
+        """
+        images = self.reference[batch]
+        count = min(wanted, len(images))
+        whole = [(self.calibration.batches[batch], images)]
+        if count < 2:
+            return whole
+        cut = self.calibration.cut(batch, len(images), count)
+        try:
+            found = outputs(self.model, Calibration(tuple(cut), self.calibration.run(batch)[0]))
+        except Exception:  # whatever a model that wants its batch whole says
+            return whole
+        expected = images.tensor_split(count)
+        size = images.abs().max().item()
+        if any(a.shape != b.shape or (a - b).abs().max() > SAME * size for a, b in zip(found, expected, strict=True)):
+            return whole
+        return list(zip(cut, expected, strict=True))
 
     def recall(self, name: str, count: int, measure: Callable[[], list[float]]) -> list[float]:
         """The ``count`` numbers measured once under ``name``, in this process or an earlier one."""

@@ -97,7 +97,7 @@ def test_hutchinson_is_within_three_standard_errors_of_the_exact_trace():
 
         weight = dict(model.named_parameters())[name].detach()
         exact = torch.autograd.functional.hessian(loss, weight).reshape(weight.numel(), -1).trace().item()
-        assert abs(traces[row] - exact) <= 3 * stderr[row]
+        assert abs(traces[row] - exact) <= 3 * stderr[row] + 1e-6 * exact  # float32 where probes do not vary at all
         assert stderr[row] < 0.1 * exact
 
 

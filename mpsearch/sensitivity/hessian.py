@@ -10,7 +10,7 @@ import numpy as np
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
+from mpsearch.sensitivity.probes import Pullback, pooled, pull_back, widths_of
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -46,23 +46,24 @@ class Hessian:
             weight = bank.weight(layer.name)
             for format in layers.choices(layer, formats):
                 delta = (bank.dequantized(layer.name, format) - weight).double().square().sum().item()
-                samples = weights[:, row] / 2 / layer.numel * delta
-                if format.act_bits:
-                    samples = samples + inputs[format.act_bits][:, row]
+                scale = delta / 2 / layer.numel
                 column = columns.index(format)
-                values[row, column] = samples.mean()
-                stderr[row, column] = samples.std(ddof=1) / self.probes**0.5
+                values[row, column], variance = weights[0, row] * scale, weights[1, row] * scale**2
+                if format.act_bits:
+                    values[row, column] += inputs[format.act_bits][0, row]
+                    variance += inputs[format.act_bits][1, row]
+                stderr[row, column] = variance**0.5
         return Table(layers.units, columns, values, stderr, "mse", describe("hessian", self))
 
     def traces(self, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
         """``tr(H)`` of every layer's weights and its standard error, ``(layers,)`` each."""
         weights, _ = self.curvature(subject, ())
-        return weights.mean(0), weights.std(0, ddof=1) / self.probes**0.5
+        return weights[0], np.sqrt(weights[1])
 
     def curvature(self, subject: Subject, columns: Sequence[Format]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Single-probe estimates, ``(probes, layers)``: traces of the weights, and the input term at each width."""
+        """(estimate, its variance) a layer, ``(2, layers)``: traces of the weights, the input term of each width."""
         widths = widths_of(columns)
-        shape = (1 + len(widths), self.probes, len(subject.layers))
+        shape = (2, 1 + len(widths), len(subject.layers))
         total = np.zeros(shape)
         what = ",".join([*(layer.name for layer in subject.layers), *map(str, widths)])
         for batch in range(len(subject.calibration)):
@@ -70,22 +71,26 @@ class Hessian:
             key = f"{describe('hessian', self)} batch {batch} of {what}"
             total += np.reshape(subject.recall(key, total.size, partial(self._measure, subject, columns, batch)), shape)
         subject.progress("hessian", len(subject.calibration), len(subject.calibration))
-        return total[0], dict(zip(widths, total[1:], strict=True))
+        return total[:, 0], {width: total[:, 1 + at] for at, width in enumerate(widths)}
 
     def _measure(self, subject: Subject, columns: Sequence[Format], batch: int) -> list[float]:
-        """One batch's share of :meth:`curvature`, ``(1 + widths, probes, layers)`` flat."""
+        """One batch's share of :meth:`curvature`, ``(2, 1 + widths, layers)`` flat."""
         rows = {layer.name: row for row, layer in enumerate(subject.layers)}
-        share = np.zeros((1 + len(widths_of(columns)), self.probes, len(rows)))
+        parts: list[int] = []
+        shares: list[np.ndarray] = []
 
         def visit(pullback: Pullback) -> None:
+            share = np.zeros((1 + len(widths_of(columns)), len(rows)))
             for name, grad in pullback.weights.items():
                 if grad is not None:
-                    share[0, pullback.probe, rows[name]] = 2 * pullback.scale * grad.double().square().sum().item()
+                    share[0, rows[name]] = 2 * pullback.scale * grad.double().square().sum().item()
             for name, found in pullback.inputs.items():
                 for grad, read in found:
                     mean = 0.0 if grad is None else grad.double().square().mean().item()
                     sizes = read.errors.double().square().sum(1).cpu().numpy()
-                    share[1:, pullback.probe, rows[name]] += pullback.scale * mean * sizes
+                    share[1:, rows[name]] += pullback.scale * mean * sizes
+            parts.append(pullback.part)
+            shares.append(share)
 
         pull_back(subject, columns, batch, self.probes, self.seed, visit)
-        return list(map(float, share.ravel()))
+        return list(map(float, np.stack(pooled(parts, shares)).ravel()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
+from mpsearch.sensitivity.probes import Pullback, pooled, pull_back, widths_of
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -28,7 +28,8 @@ class OnePass:
     directions.
 
     Attributes:
-        probes: backward passes a batch; the relative standard error is at most ``sqrt(2 / probes)``.
+        probes: random projections a batch, each a backward pass of a part of it; the relative standard error of a
+            batch is about ``sqrt(2 / probes)``.
         seed: of the probes.
     """
 
@@ -43,17 +44,16 @@ class OnePass:
         layers = subject.layers
         columns = layers.columns(formats)
         projector = _Projector(subject, columns, self.probes, self.seed)
-        shape = (self.probes, len(layers), len(columns))
-        squares = np.zeros(shape)
+        shape = (2, len(layers), len(columns))
+        total = np.zeros(shape)
         what = ",".join([*(layer.name for layer in layers), *map(str, columns)])
         for batch in range(len(subject.calibration)):
             subject.progress("one-pass", batch, len(subject.calibration))
             key = f"{describe('one-pass', self)} batch {batch} of {what}"
-            squares += np.reshape(subject.recall(key, squares.size, partial(projector.squares, batch)), shape)
+            total += np.reshape(subject.recall(key, total.size, partial(projector.measure, batch)), shape)
         subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
         allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
-        values = np.where(allowed, squares.mean(0), np.nan)
-        stderr = np.where(allowed, squares.std(0, ddof=1) / self.probes**0.5, np.nan)
+        values, stderr = (np.where(allowed, found, np.nan) for found in (total[0], np.sqrt(total[1])))
         return Table(layers.units, columns, values, stderr, "mse", describe("one-pass", self))
 
 
@@ -76,15 +76,17 @@ class _Projector:
             for layer in self.subject.layers
         }
 
-    def squares(self, batch: int) -> list[float]:
-        """Every probe's share of the mean squared error from one batch, ``(probes, layers, formats)`` flat."""
-        share = np.zeros((self.probes, len(self.deltas), len(self.columns)))
+    def measure(self, batch: int) -> list[float]:
+        """One batch's share of the mean squared error and its variance, ``(2, layers, formats)`` flat."""
+        parts: list[int] = []
+        squares: list[np.ndarray] = []
 
         def visit(pullback: Pullback) -> None:
-            share[pullback.probe] = pullback.scale * self._project(pullback) ** 2
+            parts.append(pullback.part)
+            squares.append(pullback.scale * self._project(pullback) ** 2)
 
         pull_back(self.subject, self.columns, batch, self.probes, self.seed, visit)
-        return list(map(float, share.ravel()))
+        return list(map(float, np.stack(pooled(parts, squares)).ravel()))
 
     def _project(self, pullback: Pullback) -> np.ndarray:
         """``vᵀ(J_W ΔW + J_x Δx)``, ``(layers, formats)``; all calls of a layer together."""
