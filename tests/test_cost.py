@@ -27,6 +27,16 @@ def test_bits_is_the_parameter_weighted_mean():
     assert table.values[0, 0] + table.values[1:, 1].sum() == pytest.approx((135 * 2 + 121 * 8) / 256)
 
 
+def test_channels_of_their_own_width_cost_their_codes_and_the_say_so():
+    format = Format.parse("w[2,2,4,8,2]")
+    size, bits = (COSTS[name]()(LAYERS, [format]).values[:, 0] for name in ("size", "bits"))
+    codes = 1 + 27 * 3 * 2 // 8 + 1 + 27 * 4 // 8 + 27 * 8 // 8
+    said = 3 + 2  # three widths, five indices of two bits
+    assert size[0] == codes + said + 5 * 4
+    assert bits[0] == pytest.approx((27 * 18 + 8 * said) / 256)
+    assert np.isnan(size[1:]).all(), "seven and three channels"
+
+
 def test_size_by_hand():
     table = COSTS["size"]()(LAYERS, parse_formats(["w3", "w3a8", "fp16", "float"]))
     assert table.constant == 123

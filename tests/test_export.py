@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mpsearch import ArtifactError, BitMap, UsageError, export, find_layers, load_packed, quantized
+from mpsearch import ArtifactError, BitMap, Format, UsageError, export, find_layers, load_packed, quantized
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.export import EXPORTERS, read_map
 from mpsearch.export.packing import pack, unpack
@@ -29,6 +29,9 @@ def mixed_map(model, batches):
     formats = {}
     for index, layer in enumerate(layers):
         (formats[layer.name],) = layers.choices(layer, [BitMap({"x": cycle[index % len(cycle)]})["x"]])
+        if index % 3 == 2:
+            widths = torch.randint(2, 9, (layer.channels,), generator=torch.Generator().manual_seed(index)).tolist()
+            formats[layer.name] = Format.of_channels(widths, formats[layer.name].act_bits)
     return layers, BitMap(formats)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
-from mpsearch.export.packing import pack, unpack
+from mpsearch.export.packing import pack, pack_unsigned, unpack, unpack_unsigned
 from mpsearch.model import copy_of, make_permanent, map_input, one_line, owner
 from mpsearch.quant import ActivationRange, QuantizedWeight, WeightBank, quantize_activation
 from mpsearch.types import BitMap, Format, Layer, Layers
 
 SCHEMA = "mpsearch-packed/1"
 METADATA = "mpsearch"
+FP16_BITS = 16
 # Endings that no key of state_dict has.
-CODES, SCALE, RANGE = PARTS = ("#codes", "#scale", "#range")
+CODES, SCALE, RANGE, WIDTHS, GROUPS = PARTS = ("#codes", "#scale", "#range", "#widths", "#groups")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Packed:
                 tensors |= _weight_tensors(layer, format, bank.quantized(layer.name, format))
                 replaced |= set(layer.state_keys)
             header[layer.name] = {
-                "format": str(format),
+                "format": _stem(format),
                 "shape": layer.shape,
                 "channel_axis": layer.channel_axis,
                 "dtype": str(bank.weight(layer.name).dtype).removeprefix("torch."),
@@ -87,7 +89,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
     try:
         _load_rest(model, {key: value for key, value in tensors.items() if not key.endswith(PARTS)}, header)
         for name, entry in header.items():
-            format = Format.parse(entry["format"])
+            format = _stored_format(tensors, name, entry)
             for place in entry["places"]:
                 module, tensor = owner(model, place)
                 if format.kind != "float":
@@ -117,23 +119,67 @@ def _is_float(entry: Mapping[str, Any]) -> bool:
     return Format.parse(entry["format"]).kind == "float"
 
 
+def _stem(format: Format) -> str:
+    """The format as the header says it: widths of channels are tensors of the payload, and counted there."""
+    return str(replace(format, bits=max(format.channel_bits), channel_bits=None) if format.channel_bits else format)
+
+
+def _stored_format(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any]) -> Format:
+    format = Format.parse(entry["format"])
+    if name + WIDTHS not in tensors:
+        return format
+    widths = tensors[name + WIDTHS].numpy()
+    indices = unpack_unsigned(tensors[name + GROUPS].numpy(), _index_bits(widths), _channels(entry))
+    return Format.of_channels(widths[indices].tolist(), format.act_bits)
+
+
+def _index_bits(widths: Sequence[int]) -> int:
+    return (len(widths) - 1).bit_length()
+
+
+def _channels(entry: Mapping[str, Any]) -> int:
+    return int(entry["shape"][entry["channel_axis"]])
+
+
 def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> dict[str, Tensor]:
-    if weight.scale is None or format.bits is None:
-        return {layer.name + CODES: weight.codes.contiguous().cpu()}
-    packed = torch.from_numpy(pack(weight.codes.cpu().contiguous().numpy(), format.bits))
-    return {layer.name + CODES: packed, layer.name + SCALE: weight.scale.flatten().cpu()}
+    codes = weight.codes.contiguous().cpu()
+    if weight.scale is None:
+        return {layer.name + CODES: codes}
+    stored = {layer.name + SCALE: weight.scale.flatten().cpu()}
+    if format.channel_bits is None:
+        packed = pack(codes.numpy(), format.bits or 8)
+    else:
+        widths, index = np.unique(format.channel_bits, return_inverse=True)
+        rows = codes.movedim(layer.channel_axis, 0).numpy()
+        packed = np.concatenate([pack(rows[index == at], int(bits)) for at, bits in enumerate(widths)])
+        stored[layer.name + WIDTHS] = torch.from_numpy(widths.astype(np.uint8))
+        stored[layer.name + GROUPS] = torch.from_numpy(pack_unsigned(index.astype(np.uint8), _index_bits(widths)))
+    return stored | {layer.name + CODES: torch.from_numpy(packed)}
 
 
 def _stored_weight(
     tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format
 ) -> QuantizedWeight:
     codes, shape, dtype = tensors[name + CODES], list(entry["shape"]), getattr(torch, entry["dtype"])
-    if format.bits is None:
+    if format.weight_bits == FP16_BITS:
         return QuantizedWeight(codes.reshape(shape), None, dtype)
-    numbers = torch.from_numpy(unpack(codes.numpy(), format.bits, math.prod(shape))).reshape(shape)
+    axis = entry["channel_axis"]
+    rows_shape = [shape[axis], *shape[:axis], *shape[axis + 1 :]]
+    if format.channel_bits is None:
+        numbers = unpack(codes.numpy(), format.bits or 8, math.prod(shape)).reshape(shape)
+    else:
+        rows = np.empty(rows_shape, np.int8)
+        start = 0
+        for bits in sorted(set(format.channel_bits)):
+            own = np.flatnonzero(np.array(format.channel_bits) == bits)
+            count = len(own) * math.prod(rows_shape[1:])
+            size = -(-count * bits // 8)
+            rows[own] = unpack(codes.numpy()[start : start + size], bits, count).reshape(-1, *rows_shape[1:])
+            start += size
+        numbers = np.ascontiguousarray(np.moveaxis(rows, 0, axis))
     spread = [1] * len(shape)
-    spread[entry["channel_axis"]] = -1
-    return QuantizedWeight(numbers, tensors[name + SCALE].reshape(spread), dtype)
+    spread[axis] = -1
+    return QuantizedWeight(torch.from_numpy(numbers), tensors[name + SCALE].reshape(spread), dtype)
 
 
 def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,8 +217,8 @@ def _verify(path: Path, layers: Layers, bitmap: BitMap, bank: WeightBank) -> Non
     tensors, header = _read(path)
     for layer in layers:
         format = bitmap.get(layer.name, Format())
-        if header[layer.name]["format"] != str(format):
-            raise ArtifactError(f"{path}: {layer.name} was written as {header[layer.name]['format']}, not {format}")
+        if (written := _stored_format(tensors, layer.name, header[layer.name])) != format:
+            raise ArtifactError(f"{path}: {layer.name} was written as {written}, not {format}")
         if format.kind != "float":
             stored = _stored_weight(tensors, layer.name, header[layer.name], format).dequantized()
             if not torch.equal(stored, bank.dequantized(layer.name, format).cpu()):

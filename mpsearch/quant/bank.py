@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
@@ -45,10 +47,29 @@ class WeightBank:
 
     def quantized(self, layer: str, format: Format) -> QuantizedWeight:
         """Codes and scales; activations do not matter here. ``format`` must not keep the weights float."""
+        if format.channel_bits is not None:
+            return self._mixed(layer, format.channel_bits)
         key = (layer, format.weight_only)
         if key not in self._kept:
             self._kept[key] = quantize_weight(self.weight(layer), format, self.site(layer).axis)
         return self._kept[key]
+
+    def _mixed(self, layer: str, channel_bits: Sequence[int]) -> QuantizedWeight:
+        """Every channel from the codes of its own width: scales are per channel, so that nothing is fitted anew."""
+        site = self.site(layer)
+        if len(channel_bits) != (channels := site.weight.shape[site.axis]):
+            raise UsageError(f"{layer} has {channels} output channels, its format {len(channel_bits)} widths")
+        shape = [1] * site.weight.ndim
+        shape[site.axis] = -1
+        widths = torch.tensor(channel_bits, device=site.weight.device).reshape(shape)
+        first, *others = [(bits, self.quantized(layer, Format("int", bits))) for bits in sorted(set(channel_bits))]
+        codes, scale = first[1].codes, first[1].scale
+        for bits, other in others:
+            codes, scale = (
+                torch.where(widths == bits, other.codes, codes),
+                torch.where(widths == bits, other.scale, scale),
+            )
+        return QuantizedWeight(codes, scale, site.weight.dtype)
 
     def dequantized(self, layer: str, format: Format) -> Tensor:
         """The weight under ``format``; the float one itself where it is kept."""

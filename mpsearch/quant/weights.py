@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mpsearch.errors import UsageError
 from mpsearch.types import Format
 
 GRID = 40  # candidate scales before the least-squares refinement
@@ -41,7 +42,9 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
     magnitude, then over alternating least squares ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed ``max|w| / q``, so the
     outermost level is always used and quantizing twice changes nothing.
     """
-    if format.kind != "int" or format.bits is None:
+    if format.bits is None:
+        if format.kind != "fp16":
+            raise UsageError(f"{format} has no single width to quantize a whole weight with")
         limit = torch.finfo(torch.float16).max  # beyond it there is only infinity
         return QuantizedWeight(weight.detach().clamp(-limit, limit).to(torch.float16), None, weight.dtype)
     top = 2 ** (format.bits - 1) - 1

@@ -31,10 +31,22 @@ class BitMap(Mapping[str, Format]):
 
     @classmethod
     def from_units(cls, choices: Mapping[Unit, Format]) -> BitMap:
-        """A map from a solver's units; each must be a whole layer."""
-        if partial := [unit for unit in choices if unit.channels is not None]:
-            raise UsageError(f"{partial[0]} is a part of a layer: a bit map holds whole layers")
-        return cls({unit.layer: format for unit, format in choices.items()})
+        """A map from a solver's units: whole layers, or sets of channels that together make a layer."""
+        formats: dict[str, Format] = {}
+        parts: dict[str, dict[int, Format]] = {}
+        for unit, format in choices.items():
+            if unit.channels is None:
+                formats[unit.layer] = format
+            else:
+                parts.setdefault(unit.layer, {}).update(dict.fromkeys(unit.channels, format))
+        for layer, found in parts.items():
+            if set(found) != set(range(len(found))) or layer in formats:
+                raise UsageError(f"the units of {layer} do not make up the layer")
+            widths, acts = [found[c].bits for c in range(len(found))], {f.act_bits for f in found.values()}
+            if None in widths or len(acts) > 1:
+                raise UsageError(f"the channels of {layer} need integer weights and one activation width")
+            formats[layer] = Format.of_channels([bits for bits in widths if bits], *acts)
+        return cls(formats)
 
     def with_ranges(self, ranges: Mapping[str, Range]) -> BitMap:
         return BitMap(self._formats, ranges)
@@ -69,6 +81,7 @@ class BitMap(Mapping[str, Format]):
                     "format": str(format),
                     "weight_bits": format.weight_bits,
                     "act_bits": format.act_bits,
+                    **({"channel_bits": list(format.channel_bits)} if format.channel_bits else {}),
                     **({"act_range": list(self.ranges[name])} if name in self.ranges else {}),
                 }
                 for name, format in self._formats.items()
@@ -95,13 +108,16 @@ def _range(name: str, entry: Mapping[str, Any]) -> Range:
 
 
 def _format_text(entry: Mapping[str, Any]) -> str:
-    """The format of a JSON entry: its ``format``, or its two widths."""
+    """The format of a JSON entry: its ``format``, or its widths."""
     if "format" in entry:
         format = Format.parse(entry["format"])
-        for field in ("weight_bits", "act_bits"):
-            if entry.get(field, getattr(format, field)) != getattr(format, field):
+        for field in ("weight_bits", "act_bits", "channel_bits"):
+            own = list(format.channel_bits or ()) if field == "channel_bits" else getattr(format, field)
+            if entry.get(field, own) != own:
                 raise ValueError(f"format {format} contradicts {field} {entry[field]}")
         return str(format)
+    if entry.get("channel_bits"):
+        return str(Format.of_channels(entry["channel_bits"], entry.get("act_bits")))
     weights = {None: "", 16: "fp16"}.get(entry["weight_bits"], f"w{entry['weight_bits']}")
     act = f"a{entry['act_bits']}" if entry.get("act_bits") else ""
     return weights + act or "float"

@@ -49,8 +49,9 @@ class Layer:
         return self.shape[self.channel_axis]
 
     def allows(self, format: Format) -> bool:
-        """Whether the layer can take ``format``: activations only where the owner is called."""
-        return format.act_bits is None or self.act_elements > 0
+        """Whether the layer can take ``format``: activations only where the owner is called, a width a channel."""
+        fits = format.channel_bits is None or len(format.channel_bits) == self.channels
+        return fits and (format.act_bits is None or self.act_elements > 0)
 
 
 @dataclass(frozen=True)
