@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Keep, Progress, at_once, output, silent
@@ -24,11 +26,12 @@ from mpsearch.quality import Reference, distances, paired_quality
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.registry import lookup, make
-from mpsearch.search import SOLVERS, Bayes, Refine, check_feasible, solve
-from mpsearch.sensitivity import ESTIMATORS
+from mpsearch.search import SOLVERS, Bayes, Refine, check_feasible, predicted_by_channel, solve, split_channels
+from mpsearch.sensitivity import ESTIMATORS, OnePass
 from mpsearch.subject import Memo, Subject
 from mpsearch.types import (
     FLOAT,
+    Baseline,
     BitMap,
     Budget,
     Format,
@@ -43,6 +46,7 @@ from mpsearch.types import (
 )
 
 T = TypeVar("T")
+Array = NDArray[np.float64]
 FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
@@ -62,6 +66,7 @@ def allocate(
     include: Iterable[str] = ("*",),
     exclude: Iterable[str] = (),
     estimator: str | Estimator = "one-pass",
+    groups: int = 1,
     progress: Progress = silent,
 ) -> Solution:
     """Find the best format for every layer under the budgets. ``model`` is left bit for bit as it was.
@@ -77,6 +82,7 @@ def allocate(
         include: globs of layers to quantize.
         exclude: globs of layers to leave float.
         estimator: of the table that proposes maps; ``perturbation`` for a generator without gradients.
+        groups: different widths that the output channels of one layer may have; 1 = one width a layer.
         progress: called with (what, done, total).
 
     Raises:
@@ -89,12 +95,30 @@ def allocate(
         4
     """
     solvers = with_seed(lookup("effort", EFFORTS, effort), seed)
+    check_groups(groups)
     choices, limits = parse_formats(formats), parse_budgets(budgets)
     subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress)
     check_budgets(subject.layers, choices, limits)
     if isinstance(estimator, str):
         (estimator,) = with_seed([make("estimator", ESTIMATORS, estimator)], seed)
-    return search(estimator(subject, choices), subject.layers, limits, solvers, subject)
+    table, channels = tables(estimator, subject, choices, groups, seed)
+    return search(table, subject.layers, limits, solvers, subject, groups, channels)
+
+
+def check_groups(groups: int) -> None:
+    if not isinstance(groups, int) or groups < 1:
+        raise UsageError(f"groups is {groups!r}: expected the number of widths a layer may have, such as 8; 1 = one")
+
+
+def tables(
+    estimator: Estimator, subject: Subject, formats: Sequence[Format], groups: int = 1, seed: int = 0
+) -> tuple[Table, Table | None]:
+    """(damage of the layers, damage of their output channels where a layer may have several widths)."""
+    if groups == 1:
+        return estimator(subject, formats), None
+    if isinstance(estimator, OnePass):
+        return estimator.by_channel(subject, formats)
+    return estimator(subject, formats), OnePass(seed=seed).by_channel(subject, formats)[1]
 
 
 def estimate(
@@ -111,7 +135,7 @@ def estimate(
         model: any image generator; left as it was.
         batches: calibration inputs.
         formats: the choices.
-        estimator: ``one-pass``, ``perturbation``, ``hessian``, ``fid-proxy``, or an instance of one.
+        estimator: a name of :data:`mpsearch.sensitivity.ESTIMATORS`, or an instance of one.
         seed: of inner noise of the generator.
         options: fields of the estimator, such as ``probes=64``.
     """
@@ -146,6 +170,8 @@ def search(
     budgets: Iterable[str | Budget],
     solvers: Sequence[Solver] | str = "ilp",
     subject: Subject | None = None,
+    groups: int = 1,
+    channels: Table | None = None,
 ) -> Solution:
     """The best map under the budgets, from a damage table (ours or another tool's).
 
@@ -155,6 +181,8 @@ def search(
         budgets: at least one.
         solvers: names or instances of what may improve on the exact solution; ``ilp`` adds nothing to it.
         subject: the generator, to judge maps by their true error; without it the table decides.
+        groups: different widths that the output channels of one layer may have.
+        channels: damage of every output channel; needed where ``groups`` is more than 1.
     """
     limits = [limit_of(budget, layers, table.formats) for budget in parse_budgets(budgets)]
     others = [cost for cost in COSTS if cost not in {limit.budget.cost for limit in limits}]
@@ -162,7 +190,8 @@ def search(
     if isinstance(solvers, str):
         solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
     if subject is None:
-        return solve(Problem(table, tuple(limits)), solvers, reported)
+        solution = solve(Problem(table, tuple(limits)), solvers, reported)
+        return solution if channels is None else _regroup(solution, channels, layers, limits, groups)
     before, known = subject.evaluations, subject
     expected = len(table.formats) + 2 + sum(getattr(solver, "evaluations", 0) for solver in solvers)
 
@@ -172,8 +201,48 @@ def search(
         return measured
 
     solution = solve(Problem(table, tuple(limits), evaluate), solvers, reported)
+    if channels is not None:
+        solution = _regroup(solution, channels, layers, limits, groups, evaluate)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
+
+
+def _regroup(
+    solution: Solution,
+    channels: Table,
+    layers: Layers,
+    limits: Sequence[Limit],
+    groups: int,
+    evaluate: Callable[[BitMap], Measured] | None = None,
+) -> Solution:
+    """The solution with widths for single channels, where that is better; the whole layers then stand beside it."""
+    started = time.perf_counter()
+
+    @cache
+    def column(format: Format) -> dict[str, Array]:
+        costs = [COSTS[limit.budget.cost]()(layers, (format,)).values[:, 0] for limit in limits]
+        return dict(zip((layer.name for layer in layers), np.stack(costs, axis=1), strict=True))
+
+    found = split_channels(channels, solution.bitmap, limits, lambda name, format: column(format)[name], groups)
+    if found is None:
+        return solution
+    before, after = (predicted_by_channel(channels, bitmap) for bitmap in (solution.bitmap, found))
+    error = None if evaluate is None else evaluate(found)
+    better = after < before if error is None or solution.error is None else error.value < solution.error.value
+    seconds = solution.seconds + time.perf_counter() - started
+    if not better:
+        return replace(solution, seconds=seconds)
+    whole = Baseline(solution.bitmap, solution.costs, solution.predicted, solution.error)
+    return replace(
+        solution,
+        bitmap=found,
+        predicted=after,
+        error=error,
+        costs={name: cost_of(name, found, layers) for name in solution.costs},
+        seconds=seconds,
+        method="channels",
+        baselines={**solution.baselines, "layer-wise": whole},
+    )
 
 
 def parse_budgets(budgets: str | Budget | Iterable[str | Budget]) -> tuple[Budget, ...]:
@@ -328,8 +397,12 @@ def export(
 
 def size_of(bitmap: Mapping[str, Format], layers: Layers) -> int:
     """Predicted payload bytes of a map."""
+    return int(cost_of("size", bitmap, layers))
+
+
+def cost_of(cost: str, bitmap: Mapping[str, Format], layers: Layers) -> float:
+    """What a map costs; layers that it does not name are float."""
     columns = tuple(dict.fromkeys([FLOAT, *bitmap.values()]))
-    costs = COSTS["size"]()(layers, columns)
-    rows = range(len(layers))
+    table = lookup("cost", COSTS, cost)()(layers, columns)
     picked = [columns.index(bitmap.get(layer.name, FLOAT)) for layer in layers]
-    return int(sum(costs.values[row, column] for row, column in zip(rows, picked, strict=True)) + costs.constant)
+    return float(table.values[np.arange(len(layers)), picked].sum()) + table.constant

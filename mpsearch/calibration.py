@@ -100,10 +100,9 @@ def outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
 def paired_errors(model: nn.Module, calibration: Calibration, reference: Sequence[Tensor]) -> Tensor:
     """Mean squared difference to ``reference`` of every sample, ``(samples,)`` float64."""
     errors = []
-    with evaluating(model), torch.no_grad():
-        for (seed, batch), expected in zip(calibration.runs(), reference, strict=True):
-            found = forward(model, batch, seed)
-            if found.shape != expected.shape:
-                raise ModelError(f"the output changed shape from {tuple(expected.shape)} to {tuple(found.shape)}")
-            errors.append((found - expected).double().square().reshape(len(found), -1).mean(1).cpu())
+    for index, expected in enumerate(reference):
+        found = output(model, calibration, index)
+        if found.shape != expected.shape:
+            raise ModelError(f"the output changed shape from {tuple(expected.shape)} to {tuple(found.shape)}")
+        errors.append((found - expected).double().square().reshape(len(found), -1).mean(1).cpu())
     return torch.cat(errors)

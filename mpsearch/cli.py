@@ -36,6 +36,7 @@ Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continu
 BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
 FormatOption = Annotated[list[str] | None, typer.Option("--format", help="w2 … w8, w4a8, fp16 …; may be repeated.")]
 Effort = Annotated[str | None, typer.Option(help="fast, standard or thorough.")]
+Groups = Annotated[int | None, typer.Option(help="Different widths that the channels of one layer may have.")]
 SolverOption = Annotated[str | None, typer.Option("--solver", help="ilp, bayes, refine …; replaces an effort.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
 MapFile = Annotated[Path | None, typer.Option("--bitmap", help="A map (.json, .yaml, .csv) in place of the found one.")]
@@ -95,14 +96,15 @@ def sensitivity(
 @app.command()
 def search(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
-    effort: Effort = None, solver: SolverOption = None, seed: Seed = None,
+    effort: Effort = None, solver: SolverOption = None, groups: Groups = None, seed: Seed = None,
 ) -> None:  # fmt: skip
     """Find the best bit map under the budgets.
 
     Example: `mpsearch search --budget 'size<=15%' --budget 'bops<=12%' --effort fast`
     """
     chosen = {"name": solver} if solver else None
-    with working(config, out, budgets=budget, formats=formats, effort=effort, solver=chosen, seed=seed) as run:
+    asked = {"budgets": budget, "formats": formats, "effort": effort, "solver": chosen, "groups": groups, "seed": seed}
+    with working(config, out, **asked) as run:
         solution = run.solution
     show_solution(solution)
 
@@ -133,13 +135,14 @@ def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed:
 @app.command()
 def run(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
-    effort: Effort = None, seed: Seed = None,
+    effort: Effort = None, groups: Groups = None, seed: Seed = None,
 ) -> None:  # fmt: skip
     """Everything: layers, sensitivity, search, validation, export and report.
 
     Example: `mpsearch run my.yaml --budget 'bits<=3' --effort fast --out runs/mine`
     """
-    with working(config, out, budgets=budget, formats=formats, effort=effort, seed=seed) as work:
+    asked = {"budgets": budget, "formats": formats, "effort": effort, "groups": groups, "seed": seed}
+    with working(config, out, **asked) as work:
         solution, quality = work.solution, work.quality
         work.export()
         report = work.report()
@@ -152,7 +155,12 @@ def run(
 def show_solution(solution: Solution) -> None:
     sheet = Sheet("layer", "format", "weight bits", "activation bits", title=f"bit map by {solution.method}")
     for name, format in solution.bitmap.items():
-        sheet.add_row(name, str(format), str(format.weight_bits or "float"), str(format.act_bits or "float"))
+        sheet.add_row(
+            name,
+            format.short,
+            f"{format.weight_bits:.4g}" if format.weight_bits else "float",
+            str(format.act_bits or "float"),
+        )
     screen.print(sheet)
     sheet = Sheet("map", *solution.costs, "true error (MSE)")
     rows: dict[str, Any] = {solution.method: solution, **{f"baseline {n}": b for n, b in solution.baselines.items()}}

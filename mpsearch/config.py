@@ -70,6 +70,7 @@ class RunConfig(_Strict):
     budgets: tuple[str, ...] = ("bits<=4",)
     estimator: MethodConfig = MethodConfig(name="one-pass")
     effort: Effort = "standard"
+    groups: int = Field(default=1, ge=1)
     solver: MethodConfig | None = None
     quality: QualityConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)

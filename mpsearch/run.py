@@ -137,9 +137,20 @@ class Run:
 
     def table(self, name: str) -> Table:
         """``sensitivity.json`` for the configured estimator, ``sensitivity-NAME.json`` for any other."""
-        formats = parse_formats(self.config.formats)
+        estimator, key = self._estimator(name)
         configured = name == self.config.estimator.name
-        options = dict(self.config.estimator.options) if configured else {}
+        return self.folder.stage(
+            "sensitivity" if configured else f"sensitivity-{name}",
+            "mpsearch-table/1",
+            fingerprint(key),
+            lambda: self._tables[0] if configured else estimator(self.subject, parse_formats(self.config.formats)),
+            Table.to_json,
+            Table.from_json,
+        )
+
+    def _estimator(self, name: str) -> tuple[Estimator, list[Any]]:
+        """(the method with its options, what its table depends on)."""
+        options = dict(self.config.estimator.options) if name == self.config.estimator.name else {}
         key = [self._identity, self.layers.to_json(), name, options, self.config.formats]
         if name == "fid-proxy":
             target = moments(self.reference.features)
@@ -148,13 +159,28 @@ class Run:
         estimator: Estimator = make("estimator", ESTIMATORS, name, options)
         if "seed" not in options:
             (estimator,) = api.with_seed([estimator], self.config.seed)
+        return estimator, key
+
+    @cached_property
+    def _tables(self) -> tuple[Table, Table | None]:
+        """The tables of the layers and of their channels; both from the same passes where the estimator can."""
+        estimator, _ = self._estimator(self.config.estimator.name)
+        formats = parse_formats(self.config.formats)
+        return api.tables(estimator, self.subject, formats, self.config.groups, self.config.seed)
+
+    def _channel_table(self) -> Table:
+        table = self._tables[1]
+        assert table is not None, "a layer has one width"
+        return table
+
+    @cached_property
+    def channels(self) -> Table | None:
+        """``channels.json``: damage of every output channel, where a layer may have several widths."""
+        if self.config.groups == 1:
+            return None
+        _, key = self._estimator(self.config.estimator.name)
         return self.folder.stage(
-            "sensitivity" if configured else f"sensitivity-{name}",
-            "mpsearch-table/1",
-            fingerprint(key),
-            lambda: estimator(self.subject, formats),
-            Table.to_json,
-            Table.from_json,
+            "channels", "mpsearch-table/1", fingerprint(key), self._channel_table, Table.to_json, Table.from_json
         )
 
     @cached_property
@@ -173,8 +199,10 @@ class Run:
         return self.folder.stage(
             "bitmap",
             "mpsearch-bitmap/1",
-            fingerprint(self.sensitivity.to_json(), config.budgets, config.effort, str(solvers)),
-            lambda: api.search(self.sensitivity, self.layers, config.budgets, solvers, self.subject),
+            fingerprint(self.sensitivity.to_json(), config.budgets, config.effort, str(solvers), config.groups),
+            lambda: api.search(
+                self.sensitivity, self.layers, config.budgets, solvers, self.subject, config.groups, self.channels
+            ),
             Solution.to_json,
             Solution.from_json,
         )

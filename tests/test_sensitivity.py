@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpsearch import BitMap, UsageError, estimate, find_layers
+from mpsearch import BitMap, Unit, UsageError, estimate, find_layers
 from mpsearch.api import make_subject
 from mpsearch.features import frechet_distance, moments, pooled_pixels
 from mpsearch.registry import make
@@ -173,3 +173,41 @@ def test_unknown_methods_and_options_are_refused():
     for method in (OnePass, Hessian):
         with pytest.raises(UsageError, match="at least 2 probes"):
             method(probes=1)
+
+
+def test_channels_are_scored_by_the_very_passes_that_score_layers(case):
+    model, batches = case
+    subject = make_subject(model, batches)
+    formats = parse_formats(["w2", "w4", "w3a8", "fp16"])
+    layers, channels = OnePass(probes=8).by_channel(subject, formats)
+    alone = OnePass(probes=8)(subject, formats)
+    np.testing.assert_allclose(layers.values, alone.values, rtol=1e-4, atol=1e-12)
+    assert channels.formats == parse_formats(["w2", "w4"])
+    assert len(channels.units) == sum(layer.channels for layer in subject.layers)
+
+
+def test_a_channel_is_scored_by_its_exact_share(deconv):
+    """Against the Jacobian product of each channel's rounding error, summed over samples."""
+    model, batches = deconv
+    subject = make_subject(model, batches)
+    (w2,) = parse_formats(["w2"])
+    _, table = OnePass(probes=2000)._tables(subject, [w2], True)  # before cells borrow from one another
+    weights = {name: subject.bank.weight(name).detach() for name in (layer.name for layer in subject.layers)}
+    samples = subject.samples * subject.reference[0][0].numel()
+    for layer in subject.layers:
+        name = layer.name
+        delta = subject.bank.dequantized(name, w2) - weights[name]
+        for channel in (0, layer.channels - 1):
+            one = torch.zeros_like(delta)
+            one.select(layer.channel_axis, channel).copy_(delta.select(layer.channel_axis, channel))
+            exact = 0.0
+            for batch in batches:
+
+                def run(weight, batch=batch, name=name):
+                    return torch.func.functional_call(model, {name: weight}, batch)
+
+                _, moved = torch.autograd.functional.jvp(run, weights[name], one)
+                exact += moved.double().square().sum().item() / samples
+            found = table.value(Unit(name, (channel,)), w2)
+            at = table.units.index(Unit(name, (channel,)))
+            assert abs(found - exact) <= 4 * table.stderr[at, 0] + 1e-5 * exact

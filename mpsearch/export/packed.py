@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,12 +129,12 @@ def _stored_format(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str,
     if name + WIDTHS not in tensors:
         return format
     widths = tensors[name + WIDTHS].numpy()
-    indices = unpack_unsigned(tensors[name + GROUPS].numpy(), _index_bits(widths), _channels(entry))
+    indices = unpack_unsigned(tensors[name + GROUPS].numpy(), _index_bits(len(widths)), _channels(entry))
     return Format.of_channels(widths[indices].tolist(), format.act_bits)
 
 
-def _index_bits(widths: Sequence[int]) -> int:
-    return (len(widths) - 1).bit_length()
+def _index_bits(groups: int) -> int:
+    return (groups - 1).bit_length()
 
 
 def _channels(entry: Mapping[str, Any]) -> int:
@@ -153,7 +153,7 @@ def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> di
         rows = codes.movedim(layer.channel_axis, 0).numpy()
         packed = np.concatenate([pack(rows[index == at], int(bits)) for at, bits in enumerate(widths)])
         stored[layer.name + WIDTHS] = torch.from_numpy(widths.astype(np.uint8))
-        stored[layer.name + GROUPS] = torch.from_numpy(pack_unsigned(index.astype(np.uint8), _index_bits(widths)))
+        stored[layer.name + GROUPS] = torch.from_numpy(pack_unsigned(index.astype(np.uint8), _index_bits(len(widths))))
     return stored | {layer.name + CODES: torch.from_numpy(packed)}
 
 

@@ -62,13 +62,13 @@ class WeightBank:
         shape = [1] * site.weight.ndim
         shape[site.axis] = -1
         widths = torch.tensor(channel_bits, device=site.weight.device).reshape(shape)
-        first, *others = [(bits, self.quantized(layer, Format("int", bits))) for bits in sorted(set(channel_bits))]
-        codes, scale = first[1].codes, first[1].scale
-        for bits, other in others:
-            codes, scale = (
-                torch.where(widths == bits, other.codes, codes),
-                torch.where(widths == bits, other.scale, scale),
-            )
+        codes = torch.zeros_like(site.weight, dtype=torch.int8)
+        scale = torch.zeros_like(widths, dtype=torch.float32)
+        for bits in set(channel_bits):
+            whole = self.quantized(layer, Format("int", bits))
+            assert whole.scale is not None
+            codes = torch.where(widths == bits, whole.codes, codes)
+            scale = torch.where(widths == bits, whole.scale, scale)
         return QuantizedWeight(codes, scale, site.weight.dtype)
 
     def dequantized(self, layer: str, format: Format) -> Tensor:

@@ -81,7 +81,7 @@ def _layers(layers: Layers, table: Table, solution: Solution) -> str:
                 f"`{layer.name}`",
                 str(layer.numel),
                 f"{layer.macs / 1e6:.2f}",
-                f"**{solution.bitmap[layer.name]}**",
+                f"**{solution.bitmap[layer.name].short}**",
                 *values,
             ]
         )

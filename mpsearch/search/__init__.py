@@ -2,6 +2,7 @@
 
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
+from mpsearch.search.channels import predicted_by_channel, split_channels
 from mpsearch.search.feasible import check_feasible
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
@@ -17,4 +18,15 @@ SOLVERS: dict[str, type[Solver]] = {
     "size-only": SizeOnly,
 }
 
-__all__ = ["SOLVERS", "Bayes", "Ilp", "Refine", "SizeOnly", "Uniform", "check_feasible", "solve"]
+__all__ = [
+    "SOLVERS",
+    "Bayes",
+    "Ilp",
+    "Refine",
+    "SizeOnly",
+    "Uniform",
+    "check_feasible",
+    "predicted_by_channel",
+    "solve",
+    "split_channels",
+]

@@ -166,12 +166,12 @@ def _relax(problem: Problem, slack: float, seconds: float) -> tuple[Relaxed, Cho
     prices = np.zeros(0)
     if problem.limits:
         prices = np.maximum(np.atleast_1d(program.constraints[1].dual_value), 0.0) * unit
-    return relaxed(problem, prices), _repaired(problem, program.choice(), gains)
+    return relaxed(problem, prices), repair(problem, program.choice())
 
 
-def _repaired(problem: Problem, choice: Choice, gains: Array) -> Choice:
+def repair(problem: Problem, choice: Choice) -> Choice:
     """A rounded relaxation made feasible, if single steps can: least damage for the violation that a step removes."""
-    choice, rows = choice.copy(), np.arange(len(choice))
+    choice, rows, gains = choice.copy(), np.arange(len(choice)), problem.damage.values
     for _ in range(2 * len(choice)):
         over = [max(limit.of(choice) / limit.limit - 1, 0.0) for limit in problem.limits]
         if problem.feasible(choice):

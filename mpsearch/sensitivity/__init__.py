@@ -2,15 +2,39 @@
 
 from mpsearch.protocols import Estimator
 from mpsearch.sensitivity.fid_proxy import FidProxy
+from mpsearch.sensitivity.fisher import Fisher
 from mpsearch.sensitivity.hessian import Hessian
+from mpsearch.sensitivity.local import Local
+from mpsearch.sensitivity.mask import Mask
+from mpsearch.sensitivity.nuclear import Nuclear
 from mpsearch.sensitivity.one_pass import OnePass
+from mpsearch.sensitivity.orm import Orm
 from mpsearch.sensitivity.perturbation import Perturbation
+from mpsearch.sensitivity.signed import Signed
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "one-pass": OnePass,
     "perturbation": Perturbation,
     "hessian": Hessian,
     "fid-proxy": FidProxy,
+    "fisher": Fisher,
+    "local": Local,
+    "mask": Mask,
+    "nuclear": Nuclear,
+    "orm": Orm,
+    "signed": Signed,
 }
 
-__all__ = ["ESTIMATORS", "FidProxy", "Hessian", "OnePass", "Perturbation"]
+__all__ = [
+    "ESTIMATORS",
+    "FidProxy",
+    "Fisher",
+    "Hessian",
+    "Local",
+    "Mask",
+    "Nuclear",
+    "OnePass",
+    "Orm",
+    "Perturbation",
+    "Signed",
+]

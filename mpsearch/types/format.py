@@ -71,6 +71,14 @@ class Format:
         return f"[{','.join(str(bits) if n == 1 else f'{bits}*{n}' for bits, n in runs)}]"
 
     @property
+    def short(self) -> str:
+        """For people: as ``str``, but ``w3.25(2-6)`` for the mean of channels of 2 to 6 bits."""
+        if self.channel_bits is None:
+            return str(self)
+        act = f"a{self.act_bits}" if self.act_bits else ""
+        return f"w{self.weight_bits:.2f}({min(self.channel_bits)}-{max(self.channel_bits)}){act}"
+
+    @property
     def weight_bits(self) -> float | None:
         """Stored bits of one weight, the mean where channels differ; None = float, left as it is."""
         if self.channel_bits is not None:

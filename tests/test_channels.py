@@ -1,0 +1,152 @@
+"""Widths for single output channels: the search, the budgets, and the whole way through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import SMALL, call, project  # noqa: F401
+
+import mpsearch
+from mpsearch import BitMap, Budget, Layer, Layers, Table, Unit, UsageError, load_packed, quantized
+from mpsearch.api import cost_of, limit_of, make_subject, tables
+from mpsearch.cost import COSTS
+from mpsearch.search import Ilp, predicted_by_channel, split_channels
+from mpsearch.sensitivity import OnePass
+from mpsearch.types import Limit, Problem, parse_formats
+
+FORMATS = parse_formats(["w2", "w4", "w8"])
+
+
+def layers_of(*channels):
+    items = [
+        Layer(f"l{i}.weight", "Conv2d", (n, 3, 3, 3), 0, 100 * n, 10, 108 * n, (f"l{i}.weight",))
+        for i, n in enumerate(channels)
+    ]
+    return Layers(tuple(items), rest_bytes=10)
+
+
+def split(table, layers, budgets, groups, start="w2"):
+    limits = [limit_of(Budget.parse(text), layers, table.formats) for text in budgets]
+
+    def price(name, format):
+        row = [layer.name for layer in layers].index(name)
+        return np.array([COSTS[limit.budget.cost]()(layers, (format,)).values[row, 0] for limit in limits])
+
+    return split_channels(table, BitMap(dict.fromkeys((layer.name for layer in layers), start)), limits, price, groups)
+
+
+def random_table(layers, seed):
+    rng = np.random.default_rng(seed)
+    units = tuple(Unit(layer.name, (c,)) for layer in layers for c in range(layer.channels))
+    bits = np.array([f.bits for f in FORMATS])
+    values = rng.lognormal(0, 2, (len(units), 1)) * 4.0**-bits * rng.uniform(0.7, 1.3, (len(units), len(bits)))
+    return Table(units, FORMATS, values, np.zeros_like(values), "mse", "test")
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(2, 3), st.floats(2.6, 6.0))
+def test_every_budget_and_the_number_of_groups_hold(seed, groups, limit):
+    layers = layers_of(5, 8, 3)
+    table = random_table(layers, seed)
+    found = split(table, layers, [f"bits<={limit}", "size<=28%"], groups)
+    if found is None:
+        return
+    assert cost_of("bits", found, layers) <= limit * (1 + 1e-9)
+    full = sum(layer.float_bytes for layer in layers) + 10
+    assert cost_of("size", found, layers) <= 0.28 * full * (1 + 1e-9)
+    for layer in layers:
+        widths = found[layer.name].channel_bits or (found[layer.name].bits,)
+        assert len(set(widths)) <= groups
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6))
+def test_as_good_as_the_exact_solution_that_pays_for_all_widths_everywhere(seed):
+    layers = layers_of(16, 32, 16)
+    table = random_table(layers, seed)
+    budget = Budget.parse("bits<=5")
+    shares = np.array([[27 * f.bits / layers.numel for f in FORMATS]] * len(table.units))
+    said = sum(8 * (3 + layer.channels // 4) for layer in layers) / layers.numel
+    costs = Table(table.units, FORMATS, shares, np.zeros_like(shares), "bits", "channels", said)
+    exact = Ilp()(Problem(table, (Limit(budget, costs, 5.0, 32.0),)))
+    best = table.values[np.arange(len(exact.choice)), exact.choice].sum()
+    found = split(table, layers, ["bits<=5"], 3)
+    assert predicted_by_channel(table, found) <= 1.02 * best
+
+
+def test_what_stays_float_and_activations_are_kept():
+    layers = layers_of(4, 4, 4)
+    start = BitMap({"l0.weight": "w4a8", "l1.weight": "float", "l2.weight": "w4"}, {"l0.weight": (-1.0, 1.0)})
+    table = random_table(layers, 0)
+    limits = [limit_of(Budget.parse("bits<=14"), layers, table.formats)]
+
+    def price(name, format):
+        row = [layer.name for layer in layers].index(name)
+        return COSTS["bits"]()(layers, (format,)).values[row, :1]
+
+    found = split_channels(table, start, limits, price, 3)
+    assert found["l1.weight"] == start["l1.weight"]
+    assert found["l0.weight"].act_bits == 8
+    assert dict(found.ranges) == dict(start.ranges)
+
+
+def test_groups_never_lose_on_calibration_inputs_and_meet_the_budget(case, snapshot):
+    model, batches = case
+    shot = snapshot(model)
+    whole = mpsearch.allocate(model, batches, ["bits<=4"], effort="fast")
+    split = mpsearch.allocate(model, batches, ["bits<=4"], effort="fast", groups=8)
+    shot.check()
+    assert split.error.value <= whole.error.value
+    assert split.costs["bits"] <= 4
+    again = mpsearch.allocate(model, batches, ["bits<=4"], effort="fast", groups=8)
+    assert again.bitmap == split.bitmap
+    assert mpsearch.Solution.from_json(json.loads(json.dumps(split.to_json()))).bitmap == split.bitmap
+
+
+def test_without_a_generator_the_table_decides(deconv):
+    model, batches = deconv
+    subject = make_subject(model, batches)
+    table, channels = tables(OnePass(probes=8), subject, parse_formats(["w2", "w4", "w8"]), 4)
+    found = mpsearch.search(table, subject.layers, ["bits<=4"], groups=4, channels=channels)
+    assert found.method == "channels"
+    assert found.error is None
+    assert found.costs["bits"] <= 4
+
+
+@pytest.mark.parametrize("groups", [0, -1, 2.5, "many"])
+def test_groups_must_be_a_number(deconv, groups):
+    model, batches = deconv
+    with pytest.raises(UsageError, match="groups is"):
+        mpsearch.allocate(model, batches, groups=groups)
+
+
+def test_a_run_with_groups_writes_reads_and_exports_them(project):  # noqa: F811
+    code, _, error = call("run", "small.yaml", "--out", "out", "--effort", "fast", "--groups", "8")
+    assert code == 0, error
+    entry = json.loads((project / "out/bitmap.json").read_text())
+    assert entry["method"] == "channels"
+    assert "layer-wise" in entry["baselines"]
+    (widths,) = [e["channel_bits"] for n, e in entry["layers"].items() if n == "2.weight"]
+    assert len(widths) == 768
+    assert np.mean(widths) == pytest.approx(entry["layers"]["2.weight"]["weight_bits"])
+    assert "w[" not in (project / "out/report.md").read_text(), "a report is for people"
+    before = (project / "out/bitmap.json").read_bytes()
+    assert call("run", "small.yaml", "--out", "out", "--effort", "fast", "--groups", "8")[0] == 0
+    assert (project / "out/bitmap.json").read_bytes() == before
+    (project / "small.yaml").write_text(SMALL + "groups: 0\n")
+    code, _, error = call("run", "small.yaml", "--out", "other")
+    assert code == 2
+    assert "groups" in error
+
+
+def test_the_packed_file_computes_what_the_map_says(deconv, tmp_path):
+    model, batches = deconv
+    model.eval()
+    solution = mpsearch.allocate(model, batches, ["bits<=4"], effort="fast", groups=4)
+    files = mpsearch.export(model, solution.bitmap, tmp_path, batches)
+    with quantized(model, solution.bitmap), torch.no_grad():
+        expected = model(*batches[0])
+    assert torch.equal(load_packed(files["packed"], model)(*batches[0]), expected)
