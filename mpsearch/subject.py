@@ -87,11 +87,11 @@ class Subject:
             reference = self.reference  # made by the float generator: before the map is on it
             with applied(self.model, self.with_ranges(bitmap), self.bank):
                 errors = paired_errors(self.model, self.calibration, reference)
-            return [*mean_and_stderr(errors), float(len(errors))]
+            return [float(error) for error in errors]
 
         self.evaluations += 1
-        value, stderr, n = self.recall(f"error {bitmap.key}", 3, measure)
-        return Measured(value, stderr, int(n))
+        samples = self.recall(f"errors {bitmap.key}", None, measure)
+        return Measured(*mean_and_stderr(samples), len(samples), samples=tuple(samples))
 
     def parts(self, batch: int, wanted: int) -> list[tuple[tuple[Any, ...], Tensor]]:
         """One batch cut into at most ``wanted`` parts, as (arguments, float images) each.
@@ -115,11 +115,11 @@ class Subject:
             return whole
         return list(zip(cut, expected, strict=True))
 
-    def recall(self, name: str, count: int, measure: Callable[[], list[float]]) -> list[float]:
-        """The ``count`` numbers measured once under ``name``, in this process or an earlier one."""
+    def recall(self, name: str, count: int | None, measure: Callable[[], list[float]]) -> list[float]:
+        """The ``count`` numbers measured once under ``name``, in this process or an earlier one; None = any number."""
         if name not in self.memo:
             self.memo[name] = measure()
-        if len(self.memo[name]) != count:
+        if count not in (None, len(self.memo[name])):
             raise ArtifactError(f"the stored measurement {name[:60]!r} has {len(self.memo[name])} values, not {count}")
         return self.memo[name]
 

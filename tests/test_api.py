@@ -208,8 +208,6 @@ def test_bit_maps_are_mappings():
     assert "a.weight: w4" in repr(bitmap)
     with pytest.raises(TypeError):
         bitmap["a.weight"] = "w2"
-    with pytest.raises(UsageError, match="part of a layer"):
-        BitMap.from_units({mpsearch.Unit("a.weight", (0, 1)): mpsearch.Format.parse("w4")})
 
 
 def test_importing_solvers_needs_no_torch():

@@ -11,6 +11,7 @@ from mpsearch.errors import UsageError
 from mpsearch.types import Format
 
 GRID = 40  # candidate scales before the least-squares refinement
+BLOCK = 1 << 17  # weights fitted at a time: what they need stays in the cache
 REFINE = 4  # least-squares steps
 
 
@@ -49,7 +50,8 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
         return QuantizedWeight(weight.detach().clamp(-limit, limit).to(torch.float16), None, weight.dtype)
     top = 2 ** (format.bits - 1) - 1
     rows = weight.detach().movedim(axis, 0).flatten(1).float()  # (channels, weights of a channel)
-    scale = _fit(rows, top)
+    few = max(1, BLOCK // rows.shape[1])
+    scale = torch.cat([_fit(part, top) for part in rows.split(few)])
     shape = [1] * weight.ndim
     shape[axis] = -1
     scale = scale.reshape(shape)

@@ -18,22 +18,27 @@ class Refine:
     """From the best starting point, try single and paired moves; keep what truly helps.
 
     Damage is not additive: errors of neighbouring layers cancel or add up, so the table only orders the moves, and the
-    paired error of the whole map decides.
+    paired error of the whole map decides. A move that helps by chance, on a few calibration inputs, does not help on
+    others: it must be better by more than the standard error of its paired difference.
 
     Attributes:
         evaluations: true evaluations to spend, those of the starting points included.
+        sure: standard errors by which a move must be better.
     """
 
     evaluations: int = 100
+    sure: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise UsageError(f"refine needs at least 1 evaluation, not {self.evaluations}")
+        if self.evaluations < 1 or self.sure < 0:
+            raise UsageError(
+                f"refine needs at least 1 evaluation and sure >= 0, not {self.evaluations} and {self.sure}"
+            )
 
     def __call__(self, problem: Problem) -> Answer:
         starts = problem.starts or (Ilp()(problem).choice,)
-        tried = {tuple(start): problem.true_error(start) for start in starts}
-        best = np.array(min(tried, key=lambda key: tried[key]))
+        tried = {tuple(start): problem.measured(start) for start in starts}
+        best = np.array(min(tried, key=lambda key: tried[key].value))
         exhausted = False
         while len(tried) < self.evaluations and not exhausted:
             exhausted = True
@@ -43,8 +48,8 @@ class Refine:
                 if len(tried) >= self.evaluations:
                     exhausted = False
                     break
-                tried[tuple(choice)] = problem.true_error(choice)
-                if tried[tuple(choice)] < tried[tuple(best)]:
+                tried[tuple(choice)] = problem.measured(choice)
+                if tried[tuple(choice)].beats(tried[tuple(best)], self.sure):
                     best, exhausted = choice, False
                     break
         return Answer("refine", best, "local optimum" if exhausted else "evaluations spent")

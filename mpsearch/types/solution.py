@@ -22,12 +22,21 @@ Choice = NDArray[np.int64]  # (units,) column of each unit
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its standard error, the number of samples behind it, and its unit."""
+    """A number with its standard error, the number of samples behind it, its unit, and where known every sample."""
 
     value: float
     stderr: float
     n: int
     unit: str = "mse"
+    samples: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    def beats(self, other: Measured, sure: float = 0.0) -> bool:
+        """Whether it is less, by more than ``sure`` standard errors of the difference over the same samples."""
+        gain = other.value - self.value
+        if len(self.samples) < 2 or len(self.samples) != len(other.samples):
+            return gain > 0
+        differences = np.subtract(other.samples, self.samples)
+        return gain > 0 and gain > sure * float(differences.std(ddof=1)) / len(differences) ** 0.5
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "stderr": self.stderr, "n": self.n, "unit": self.unit}
@@ -97,11 +106,15 @@ class Problem:
     def predicted(self, choice: Choice) -> float:
         return float(self.damage.values[np.arange(len(choice)), choice].sum())
 
-    def true_error(self, choice: Choice) -> float:
+    def measured(self, choice: Choice) -> Measured:
         """Paired error of the whole map; ``UsageError`` when no generator is at hand."""
         if self.evaluate is None:
             raise UsageError("this search needs a generator: the problem has no true error to evaluate")
-        return self.evaluate(self.bitmap(choice)).value
+        return self.evaluate(self.bitmap(choice))
+
+    def true_error(self, choice: Choice) -> float:
+        """The value of :meth:`measured`."""
+        return self.measured(choice).value
 
     def damage_of(self, choice: Choice) -> float:
         """True error where it can be measured, the table's prediction otherwise."""

@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         key = F.max_pool2d(self.key(x), 2).flatten(2)  # N C/8 P/4
         value = F.max_pool2d(self.value(x), 2).flatten(2)  # N C/2 P/4
         weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # N P P/4
-        attended = (value @ weights.transpose(1, 2)).reshape(len(x), -1, *x.shape[2:])
+        attended = (value @ weights.transpose(1, 2)).reshape(x.shape[0], -1, x.shape[2], x.shape[3])
         mixed: Tensor = self.out(attended)
         return x + self.gamma * mixed
 

@@ -1,0 +1,141 @@
+"""Held-back PSNR, in dB, of every way to choose a bit map, at equal bits under one quantizer (weights only).
+
+Peak = range of the float images. `gain over uniform` is that of the best of our own rows. Peers run where installed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import mpsearch
+from mpsearch.api import limit_of, make_subject
+from mpsearch.errors import MpsearchError
+from mpsearch.inputs import SOURCES, draw
+from mpsearch.registry import make
+from mpsearch.search import Ilp, SizeOnly, Uniform
+from mpsearch.sensitivity import Hessian, OnePass, Perturbation
+from mpsearch.subject import Subject
+from mpsearch.types import BitMap, Budget, Problem, Table, parse_formats
+from mpsearch.zoo import load_generator, sagan
+
+ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
+BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
+ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
+CALIBRATION, HELDBACK, RANDOM = 16, 64, 200
+Batches = list[tuple[Any, ...]]
+
+
+def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
+    """Generator, calibration batches and held-back batches of everything at hand."""
+
+    def latents(model: nn.Module, *shape: int) -> tuple[nn.Module, Batches, Batches]:
+        sets = []
+        for seed, count in ((0, CALIBRATION), (1, HELDBACK)):
+            z = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+            sets.append([(part,) for part in z.split(16)])
+        return model, *sets
+
+    def photographs(folder: str, factory: str, weights: str) -> tuple[nn.Module, Batches, Batches]:
+        own = ASSETS / folder
+        model = load_generator(f"{own / 'net.py'}:{factory}", own / weights, {}, own)
+        crops = {"package": "skimage", "folder": "data", "crop": 48, "shrink": 4}
+        source = [make("kind of input", SOURCES, "images", crops)]
+        return model, draw(source, CALIBRATION, 16, 0), draw(source, HELDBACK, 16, 1_000_000)
+
+    def faces() -> tuple[nn.Module, Batches, Batches]:
+        own = ASSETS / "dcgan_faces64"
+        return latents(load_generator(f"{own / 'net.py'}:FaceDCGAN", own / "model.safetensors", {}, own), 100, 1, 1)
+
+    found = {"sagan": lambda: latents(sagan(), 64)}
+    if ASSETS.exists():
+        found["dcgan-faces"] = faces
+        found["srvgg-x4"] = lambda: photographs("realesr_animevideov3_x4", "SRVGGNetCompact", "model.safetensors")
+        found["upconv7-x2"] = lambda: photographs("waifu2x_upconv7_photo", "UpConv7", "scale2.0x_model.safetensors")
+    return {name: case for name, case in found.items() if name in ONLY}
+
+
+def measure() -> list[dict[str, str]]:
+    rows = []
+    for name, case in cases().items():
+        model, batches, fresh = case()
+        subject = make_subject(model, batches)
+        judge = make_subject(model, fresh, subject.layers)
+        tables = {"one-pass + ilp": OnePass(), "hawq + ilp": Hessian(), "measured + ilp": Perturbation()}
+        scored = {method: estimator(subject, FORMATS) for method, estimator in tables.items()}
+        for bits in BUDGETS:
+            rows.append(_cell(name, bits, subject, judge, scored, batches))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _cell(
+    name: str, bits: float, subject: Subject, judge: Subject, scored: dict[str, Table], batches: Batches
+) -> dict[str, str]:
+    peak = max(y.max().item() for y in judge.reference) - min(y.min().item() for y in judge.reference)
+    limit = limit_of(Budget("bits", bits), subject.layers, FORMATS)
+    one_pass = Problem(scored["one-pass + ilp"], (limit,))
+
+    def decibels(bitmap: BitMap) -> float:
+        return 10 * math.log10(peak**2 / judge.error(bitmap).value)
+
+    found: dict[str, BitMap] = {}
+    for method, solver in (("uniform", Uniform()), ("size-only", SizeOnly())):
+        found[method] = one_pass.bitmap(solver(one_pass).choice)
+    found["best of 200 random"] = _random(one_pass, subject)
+    for method, table in scored.items():
+        problem = Problem(table, (limit,))
+        found[method] = problem.bitmap(Ilp()(problem).choice)
+    peers, seconds = _peers(subject.model, batches, bits)
+    found |= peers
+    for effort, groups in (("fast", 1), ("standard", 1), ("thorough", 1), ("standard", 8)):
+        start = time.perf_counter()
+        label = effort if groups == 1 else f"{effort}, 8 groups"
+        found[label] = mpsearch.allocate(
+            subject.model, batches, [f"bits<={bits}"], FORMATS, effort, groups=groups
+        ).bitmap
+        seconds[label] = time.perf_counter() - start
+    row = {"generator": name, "bits": f"{bits:g}"}
+    row |= {method: f"{decibels(bitmap):.2f}" for method, bitmap in found.items()}
+    return row | {f"{method}, s": f"{spent:.1f}" for method, spent in seconds.items()}
+
+
+def _random(problem: Problem, subject: Subject) -> BitMap:
+    """The best of random maps on calibration inputs: widths drawn by chance, then lowered until they fit."""
+    rng = np.random.default_rng(0)
+    best: tuple[float, BitMap] | None = None
+    shape = problem.damage.values.shape
+    for _ in range(RANDOM):
+        choice = rng.integers(shape[1], size=shape[0])
+        while not problem.feasible(choice):
+            high = np.flatnonzero(choice > 0)
+            choice[rng.choice(high)] -= 1
+        bitmap = problem.bitmap(choice)
+        error = subject.error(bitmap).value
+        if best is None or error < best[0]:
+            best = (error, bitmap)
+    assert best is not None
+    return best[1]
+
+
+def _peers(model: nn.Module, batches: Batches, bits: float) -> tuple[dict[str, BitMap], dict[str, float]]:
+    from benchmarks import peers
+
+    maps, seconds = {}, {}
+    for label, call in (("ModelOpt", peers.modelopt), ("MCT", peers.mct)):
+        start = time.perf_counter()
+        try:
+            maps[label] = BitMap(call(model, batches, bits))
+        except (ImportError, peers.PeerError, MpsearchError):
+            continue
+        seconds[label] = time.perf_counter() - start
+    return maps, seconds
