@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.machine import about
 from mpsearch.report.page import markdown
 
-NAMES = ("demo", "one_pass", "memory", "ilp", "estimators", "maps", "training")
+NAMES = ("demo", "one_pass", "memory", "ilp", "estimators", "maps")
+LONG = ("training", "allocation")  # only when named
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -30,7 +31,7 @@ def main(names: list[str]) -> None:
         found = {"machine": about(), "rows": import_module(f"benchmarks.{name}").measure()}
         (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         print(section(name, found) + "\n", flush=True)
-    stored = [(name, RESULTS / f"{name}.json") for name in NAMES if (RESULTS / f"{name}.json").exists()]
+    stored = [(name, RESULTS / f"{name}.json") for name in NAMES + LONG if (RESULTS / f"{name}.json").exists()]
     parts = ["# Results", "Printed by `make bench`; under each table the machine of the run that printed it."]
     parts += [section(name, json.loads(path.read_text())) for name, path in stored]
     (ROOT / "docs" / "results.md").write_text("\n\n".join(parts) + "\n")

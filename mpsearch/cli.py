@@ -32,6 +32,7 @@ screen = Console()
 notes = Console(stderr=True)
 
 Config = Annotated[Path | None, typer.Argument(help="A run config in YAML; without one, the embedded generator.")]
+ConfigOption = Annotated[Path | None, typer.Option(help="A run config in YAML; without one, the embedded generator.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continues in it. By default runs/NAME.")]
 BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
 FormatOption = Annotated[list[str] | None, typer.Option("--format", help="w2 … w8, w4a8, fp16 …; may be repeated.")]
@@ -118,6 +119,29 @@ def validate(config: Config = None, out: Out = None, bitmap: MapFile = None, see
     with working(config, out, seed=seed) as run:
         quality = run.quality if bitmap is None else run.validate(read_map(bitmap), f"quality-{bitmap.stem}")
     show_quality(quality)
+
+
+@app.command()
+def compare(
+    maps: Annotated[list[Path], typer.Argument(help="Bit maps: ours, or names and widths of another tool.")],
+    config: ConfigOption = None, out: Out = None, seed: Seed = None,
+) -> None:  # fmt: skip
+    """Compare bit maps on one generator, one quantizer and the same held-back inputs: a table and a plot.
+
+    Example: `mpsearch compare ours.json theirs.json --config configs/dcgan-faces.yaml`
+    """
+    names = [path.stem for path in maps]
+    labels = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names, 1)]
+    with working(config, out, seed=seed) as run:
+        rows = run.compare(dict(zip(labels, map(read_map, maps), strict=True)))
+    costs = next(iter(rows.values()))["costs"]
+    sheet = Sheet("map", *costs, "PSNR, dB", "SSIM", "FD float", "FD quantized")
+    for name, row in rows.items():
+        found = [row["quality"][key] for key in ("psnr_db", "ssim", "fd_float", "fd_quantized")]
+        cells = [f"{q['value']:.4g} [{q['low']:.4g}, {q['high']:.4g}]" if q else "–" for q in found]
+        sheet.add_row(name, *map(number, row["costs"].values()), *cells)
+    screen.print(sheet)
+    screen.print(str(run.folder.path / "comparison.png"), soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch import api
-from mpsearch.artifact import write_bytes
+from mpsearch.artifact import write_bytes, write_json
 from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.config import RunConfig
+from mpsearch.cost import COSTS
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
 from mpsearch.inputs import SOURCES, draw
@@ -24,13 +26,13 @@ from mpsearch.protocols import Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
 from mpsearch.quant import applied
 from mpsearch.registry import make
-from mpsearch.report import page, save_grid
+from mpsearch.report import page, save_grid, save_scatter
 from mpsearch.search import SOLVERS
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
-from mpsearch.types import BitMap, Layers, QualityReport, Solution, Table, parse_formats
+from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, parse_formats
 from mpsearch.zoo import WEIGHTS, fashion_features, load_generator, resolve
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
@@ -242,6 +244,42 @@ class Run:
     @cached_property
     def quality(self) -> QualityReport:
         return self.validate(self.solution.bitmap)
+
+    def compare(self, maps: Mapping[str, BitMap]) -> dict[str, dict[str, Any]]:
+        """``comparison.json`` and ``comparison.png``: costs and held-back quality of several maps, one quantizer."""
+        rows: dict[str, dict[str, Any]] = {}
+        for name, given in maps.items():
+            bitmap = self._addressed(given, name)
+            quality = self.validate(bitmap, f"quality-{name}")
+            costs = {cost: api.cost_of(cost, bitmap, self.layers) for cost in COSTS}
+            rows[name] = {"costs": costs, "quality": quality.to_json()}
+        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/1", {"maps": rows})
+        points = {
+            name: (row["costs"]["bits"], row["quality"]["psnr_db"]["value"])
+            for name, row in rows.items()
+            if row["quality"]["psnr_db"]
+        }
+        save_scatter(self.folder.path / "comparison.png", points, "average weight bits", "held-back PSNR, dB")
+        return rows
+
+    def _addressed(self, bitmap: BitMap, name: str) -> BitMap:
+        """The map under our layer names: other tools name modules, some in lower case; what it lacks is float."""
+        known: dict[str, Layer] = {}
+        for layer in self.layers:
+            for own in (layer.name, *layer.aliases):
+                module = own.rpartition(".")[0]
+                for spelling in (own, module, own.lower(), module.lower()):
+                    known.setdefault(spelling, layer)
+        formats = {layer.name: FLOAT for layer in self.layers}
+        for given, format in bitmap.items():
+            if given not in known:
+                close = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
+                raise UsageError(f"{name}: the generator has no layer {given!r}; the closest is {close[0]!r}")
+            formats[known[given].name] = format
+            if not known[given].allows(format):
+                raise UsageError(f"{name}: {given} cannot take {format.short}")
+        spans = {known[given].name: span for given, span in bitmap.ranges.items()}
+        return BitMap(formats, spans)
 
     def export(self, bitmap: BitMap | None = None) -> dict[str, Path]:
         """``export/``: the map as JSON, YAML and CSV, and the packed generator."""

@@ -56,7 +56,7 @@ def process(*arguments, **options):
     )
 
 
-COMMANDS = ("layers", "sensitivity", "search", "validate", "export", "run")
+COMMANDS = ("layers", "sensitivity", "search", "validate", "compare", "export", "run")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -275,6 +275,39 @@ def test_a_damaged_part_is_named(project):
     code, _, error = call("run", "small.yaml", "--out", "out")
     assert code == 2
     assert "reference-images-3.safetensors is damaged" in error
+
+
+def test_compare_reads_the_maps_of_other_tools(project):
+    (project / "ours.json").write_text('{"layers": {"0.weight": {"weight_bits": 4, "act_bits": null}}}')
+    (project / "plain.json").write_text('{"0": 4, "2.weight": "w2"}')
+    (project / "rounded.yaml").write_text("layer_config: {'0': {bits: 6, act_bits: 16}, '2': {bits: 16}}")
+    code, output, error = call(
+        "compare", "ours.json", "plain.json", "rounded.yaml", "--config", "small.yaml", "--out", "o"
+    )
+    assert code == 0, error
+    assert "PSNR" in output
+    maps = json.loads((project / "o/comparison.json").read_text())["maps"]
+    assert set(maps) == {"ours", "plain", "rounded"}
+    assert maps["plain"]["costs"]["bits"] < maps["rounded"]["costs"]["bits"] < maps["ours"]["costs"]["bits"]
+    assert maps["ours"]["quality"]["psnr_db"]["value"] > maps["plain"]["quality"]["psnr_db"]["value"]
+    assert (project / "o/comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"first": 4}', "the generator has no layer 'first'; the closest is"),
+        ('{"0": {"group_size": 3}}', "0 has none of weight_bits, bits"),
+        ('{"0": 9}', "unknown format 'w9'"),
+        ('{"0": "w[2,4]"}', "cannot take w3.00(2-4)"),
+        ("[]", "is no bit map"),
+    ],
+)
+def test_compare_refuses_what_is_no_map(project, text, message):
+    (project / "m.json").write_text(text)
+    code, _, error = call("compare", "m.json", "--config", "small.yaml", "--out", "o")
+    assert code == 2
+    assert message in error
 
 
 def test_version_is_that_of_the_package():

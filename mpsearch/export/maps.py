@@ -16,10 +16,11 @@ from torch import nn
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
 from mpsearch.quant import WeightBank
-from mpsearch.types import BitMap, Layers
+from mpsearch.types import FLOAT_BITS, BitMap, Layers
 
 SCHEMA = "mpsearch-bitmap/1"
 FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError)
+WIDTHS = ("weight_bits", "bits", "num_bits", "nbits", "bitwidth")
 COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high")
 
 
@@ -42,12 +43,20 @@ class MapText:
 
 
 def read_map(path: Path) -> BitMap:
-    """Read a map written as JSON, YAML or CSV, by its ending; ``ArtifactError`` when it is none."""
+    """Read a map by its ending: JSON, YAML or CSV; ``ArtifactError`` when it is none.
+
+    Besides our own schema, a plain mapping of layer (or module) names to widths is read: ``4``, ``"w4"``, or an object
+    with one of ``weight_bits``, ``bits``, ``num_bits``, ``nbits`` or ``bitwidth``, and perhaps ``act_bits``. So look
+    the layer configs of auto-round, and what is quickly printed from ModelOpt, MCT or AIMET. A mapping may stand
+    under ``layer_config`` or ``quantized_layers``.
+    """
     readers = {".csv": _from_csv, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
     try:
         payload = readers.get(path.suffix, json.loads)(path.read_text())
         if (schema := payload.get("schema", SCHEMA)) != SCHEMA:
             raise ValueError(f"its schema is {schema!r}, expected {SCHEMA!r}")
+        if "layers" not in payload:
+            payload = _foreign(payload)
         if not (bitmap := BitMap.from_json(payload)):
             raise ValueError("it names no layer")
         return bitmap
@@ -55,6 +64,26 @@ def read_map(path: Path) -> BitMap:
         raise ArtifactError(f"{path} does not exist") from None
     except (*FOREIGN, yaml.YAMLError, csv.Error, ArtifactError) as error:
         raise ArtifactError(f"{path} is no bit map: {str(error).splitlines()[0]}") from None
+
+
+def _foreign(payload: dict[str, Any]) -> dict[str, Any]:
+    """Another tool's map as ours."""
+    inner = next((payload[key] for key in ("layer_config", "quantized_layers") if key in payload), payload)
+    return {"layers": {str(name): _foreign_entry(str(name), entry) for name, entry in inner.items()}}
+
+
+def _foreign_entry(name: str, entry: Any) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"format": entry}
+    act = None
+    if isinstance(entry, dict):
+        act = entry.get("act_bits")
+        found = [entry[key] for key in WIDTHS if key in entry]
+        if not found:
+            raise ValueError(f"{name} has none of {', '.join(WIDTHS)}")
+        entry = found[0]
+    bits = None if entry is None or float(entry) >= FLOAT_BITS else int(entry)
+    return {"weight_bits": bits, "act_bits": None if act is None or float(act) >= 16 else int(act)}
 
 
 def _json(payload: dict[str, Any]) -> str:

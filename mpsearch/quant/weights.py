@@ -51,7 +51,7 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
     top = 2 ** (format.bits - 1) - 1
     rows = weight.detach().movedim(axis, 0).flatten(1).float()  # (channels, weights of a channel)
     few = max(1, BLOCK // rows.shape[1])
-    scale = torch.cat([_fit(part, top) for part in rows.split(few)])
+    scale = torch.cat([_fit(part, top) for part in torch.split(rows, few)])
     shape = [1] * weight.ndim
     shape[axis] = -1
     scale = scale.reshape(shape)

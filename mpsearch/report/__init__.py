@@ -2,5 +2,6 @@
 
 from mpsearch.report.grid import save_grid
 from mpsearch.report.page import page
+from mpsearch.report.scatter import save_scatter
 
-__all__ = ["page", "save_grid"]
+__all__ = ["page", "save_grid", "save_scatter"]
