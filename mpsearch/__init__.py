@@ -11,7 +11,7 @@ from mpsearch.errors import (
     MpsearchError,
     UsageError,
 )
-from mpsearch.export import load_packed, read_map
+from mpsearch.export import load_packed, read_map, split
 from mpsearch.layers import find_layers
 from mpsearch.quant import quantized
 from mpsearch.types import BitMap, Budget, Format, Layer, Layers, QualityReport, Solution, Table, Unit
@@ -42,5 +42,6 @@ __all__ = [
     "quantized",
     "read_map",
     "search",
+    "split",
     "validate",
 ]

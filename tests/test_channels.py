@@ -12,10 +12,12 @@ from test_cli import SMALL, call, project  # noqa: F401
 import mpsearch
 from mpsearch import BitMap, Budget, Layer, Layers, Table, Unit, UsageError, load_packed, quantized
 from mpsearch.api import cost_of, limit_of, make_subject, tables
+from mpsearch.calibration import Calibration, outputs
 from mpsearch.cost import COSTS
+from mpsearch.export import Split, split
 from mpsearch.search import Ilp, predicted_by_channel, split_channels
 from mpsearch.sensitivity import OnePass
-from mpsearch.types import Limit, Problem, parse_formats
+from mpsearch.types import Format, Limit, Problem, parse_formats
 
 FORMATS = parse_formats(["w2", "w4", "w8"])
 
@@ -28,7 +30,7 @@ def layers_of(*channels):
     return Layers(tuple(items), rest_bytes=10)
 
 
-def split(table, layers, budgets, groups, start="w2"):
+def grouped(table, layers, budgets, groups, start="w2"):
     limits = [limit_of(Budget.parse(text), layers, table.formats) for text in budgets]
 
     def price(name, format):
@@ -51,7 +53,7 @@ def random_table(layers, seed):
 def test_every_budget_and_the_number_of_groups_hold(seed, groups, limit):
     layers = layers_of(5, 8, 3)
     table = random_table(layers, seed)
-    found = split(table, layers, [f"bits<={limit}", "size<=28%"], groups)
+    found = grouped(table, layers, [f"bits<={limit}", "size<=28%"], groups)
     if found is None:
         return
     assert cost_of("bits", found, layers) <= limit * (1 + 1e-9)
@@ -73,7 +75,7 @@ def test_as_good_as_the_exact_solution_that_pays_for_all_widths_everywhere(seed)
     costs = Table(table.units, FORMATS, shares, np.zeros_like(shares), "bits", "channels", said)
     exact = Ilp()(Problem(table, (Limit(budget, costs, 5.0, 32.0),)))
     best = table.values[np.arange(len(exact.choice)), exact.choice].sum()
-    found = split(table, layers, ["bits<=5"], 3)
+    found = grouped(table, layers, ["bits<=5"], 3)
     assert predicted_by_channel(table, found) <= 1.02 * best
 
 
@@ -150,3 +152,42 @@ def test_the_packed_file_computes_what_the_map_says(deconv, tmp_path):
     with quantized(model, solution.bitmap), torch.no_grad():
         expected = model(*batches[0])
     assert torch.equal(load_packed(files["packed"], model)(*batches[0]), expected)
+
+
+def test_split_layers_compute_what_the_map_says(case, snapshot):
+    model, batches = case
+    shot = snapshot(model)
+    layers = mpsearch.find_layers(model, batches[0])
+    seed = torch.Generator().manual_seed(0)
+    formats = {}
+    for layer in layers:
+        act = 8 if layer.act_elements else None
+        formats[layer.name] = Format.of_channels(torch.randint(2, 6, (layer.channels,), generator=seed).tolist(), act)
+    bitmap = make_subject(model, batches).with_ranges(BitMap(formats))
+    wanted = outputs_of(model, bitmap, batches)
+    if {layer.kind for layer in layers} - {"Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d"}:
+        with pytest.raises(UsageError, match="cannot be split"):
+            split(model, bitmap)
+        shot.check()
+        return
+    twin = split(model, bitmap)
+    shot.check()
+    found = outputs(twin, Calibration.of(batches))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    parts = [part for module in twin.modules() if isinstance(module, Split) for part in module.parts]
+    assert parts
+    for part in parts:
+        rows = part.weight.movedim(1 if "Transpose" in type(part).__name__ else 0, 0).flatten(1)
+        assert max(len(row.unique()) for row in rows) <= 2**part.bits - 1, "one width a part"
+
+
+def outputs_of(model, bitmap, batches):
+    with quantized(model, bitmap):
+        return outputs(model, Calibration.of(batches))
+
+
+def test_split_names_what_it_lacks(deconv):
+    model, _ = deconv
+    with pytest.raises(UsageError, match=r"main\.0\.weight lacks its activation range"):
+        split(model, {"main.0.weight": "w[2*4,3*4]a8"})

@@ -2,6 +2,7 @@
 
 from mpsearch.export.maps import MapText, read_map
 from mpsearch.export.packed import Packed, load_packed, payload_bytes
+from mpsearch.export.split import Split, split
 from mpsearch.protocols import Exporter
 
 EXPORTERS: dict[str, Exporter] = {
@@ -11,4 +12,4 @@ EXPORTERS: dict[str, Exporter] = {
     "packed": Packed(),
 }
 
-__all__ = ["EXPORTERS", "MapText", "Packed", "load_packed", "payload_bytes", "read_map"]
+__all__ = ["EXPORTERS", "MapText", "Packed", "Split", "load_packed", "payload_bytes", "read_map", "split"]
