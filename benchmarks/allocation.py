@@ -31,7 +31,7 @@ ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
 BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
 ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
-CALIBRATION, HELDBACK, RANDOM = 16, 64, 200
+LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
 Batches = list[tuple[Any, ...]]
 
 
@@ -40,7 +40,7 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
 
     def latents(model: nn.Module, *shape: int) -> tuple[nn.Module, Batches, Batches]:
         sets = []
-        for seed, count in ((0, CALIBRATION), (1, HELDBACK)):
+        for seed, count in enumerate(LATENTS):
             z = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
             sets.append([(part,) for part in z.split(16)])
         return model, *sets
@@ -50,7 +50,7 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
         model = load_generator(f"{own / 'net.py'}:{factory}", own / weights, {}, own)
         crops = {"package": "skimage", "folder": "data", "crop": 48, "shrink": 4}
         source = [make("kind of input", SOURCES, "images", crops)]
-        return model, draw(source, CALIBRATION, 16, 0), draw(source, HELDBACK, 16, 1_000_000)
+        return model, draw(source, PHOTOGRAPHS[0], 16, 0), draw(source, PHOTOGRAPHS[1], 16, 1_000_000)
 
     def faces() -> tuple[nn.Module, Batches, Batches]:
         own = ASSETS / "dcgan_faces64"
