@@ -267,7 +267,7 @@ def _regroup(
     """The solution with widths for single channels, where that is better; the whole layers then stand beside it."""
     started = time.perf_counter()
     limits = problem.limits  # sums: what is a peak depends on activations, which stay as they are
-    channels = splittable(channels, problem, layers, solution.bitmap)
+    channels = splittable(channels, problem, solution.bitmap)
 
     @cache
     def column(format: Format) -> dict[str, Array]:

@@ -28,9 +28,9 @@ from mpsearch import (
     UsageError,
     find_layers,
 )
-from mpsearch.api import check_budgets, cost_of, make_subject, tables
+from mpsearch.api import check_budgets, cost_of, limit_of, make_subject, tables
 from mpsearch.cost import cost_models
-from mpsearch.search import SOLVERS, Ilp, Refine, counted, merged, solve, undominated
+from mpsearch.search import SOLVERS, Ilp, Refine, counted, merged, problem_of, solve, splittable, undominated
 from mpsearch.sensitivity import ESTIMATORS, OnePass
 from mpsearch.types import Limit, Measured, Problem, parse_formats, ruled
 
@@ -271,6 +271,8 @@ def test_together_adds_damage_and_costs_and_errors_in_quadrature():
     np.testing.assert_allclose(small.values, [[4, np.nan], [10, 20]])
     np.testing.assert_allclose(small.stderr, [[np.hypot(0.1, 0.3), np.nan], [1, 2]])
     assert Table.from_json(json.loads(json.dumps(small.to_json()))).units == small.units
+    memory = merged(cost_models()["memory"](layers_of("a.w", "b.w", "c.w", acts=(5, 6, 7)), FORMATS[:1]), layers)
+    assert memory.values.tolist() == [[28], [24]], "one after the other, not at once"
     assert BitMap.from_units({small.units[0]: FORMATS[0]}) == BitMap({"a.w": "w2", "c.w": "w2"})
 
 
@@ -284,9 +286,6 @@ def test_every_solver_keeps_layers_together(name):
     def evaluate(bitmap):
         seen.append(bitmap)
         return Measured(sum(4.0**-f.bits for f in bitmap.values()), 0.0, 1)
-
-    from mpsearch.api import limit_of
-    from mpsearch.search import problem_of
 
     limit = limit_of(Budget.parse("bits<=6.5"), layers, FORMATS)
     problem = problem_of(table_of(layers), layers, [limit], evaluate)
@@ -335,11 +334,13 @@ def test_channels_with_quantized_activations_everywhere(deconv):
 def test_channels_take_only_widths_that_go_with_their_activations(deconv):
     model, batches = deconv
     subject = make_subject(model, batches)
-    formats = parse_formats(["w2", "w4a8", "w8a8"])
-    table, channels = tables(OnePass(probes=4), subject, formats, 4)
-    found = mpsearch.search(table, subject.layers, ["memory<=25%", "bits<=6"], groups=4, channels=channels)
-    for format in found.bitmap.values():
-        assert set(format.channel_bits or [format.bits]) <= {4, 8}
+    table, channels = tables(OnePass(probes=4), subject, parse_formats(["w2", "w4a8", "w8a8"]), 4)
+    bitmap = {"main.0.weight": "w4a8", "main.3.weight": "w2", "main.5.weight": "w8a8"}
+    kept = splittable(channels, Problem(table, ()), BitMap(bitmap))
+    assert [str(format) for format in kept.formats] == ["w2", "w4", "w8"]
+    for unit, row in zip(kept.units, kept.values, strict=True):
+        expected = [False, True, True] if bitmap[unit.layer] == "w2" else [True, False, False]
+        assert np.isnan(row).tolist() == expected
 
 
 def test_nobody_measures_single_channels(deconv):

@@ -14,7 +14,7 @@ from mpsearch.errors import UsageError
 from mpsearch.search.core import relaxed, room, search_core
 from mpsearch.search.dual import dual_prices
 from mpsearch.search.ilp import repair
-from mpsearch.types import BitMap, Choice, Format, Layers, Limit, Problem, Table, within
+from mpsearch.types import BitMap, Choice, Format, Limit, Problem, Table, within
 
 Array = NDArray[np.float64]
 CostOf = Callable[[str, Format], Array]  # (layer, format) -> what it costs under every budget
@@ -37,17 +37,16 @@ def predicted_by_channel(table: Table, bitmap: BitMap) -> float:
     return total
 
 
-def splittable(table: Table, problem: Problem, layers: Layers, bitmap: BitMap) -> Table:
+def splittable(table: Table, problem: Problem, bitmap: BitMap) -> Table:
     """The rows of layers that may have several widths, and in them those that the layer may have with its activations.
 
-    Pinned layers stay as they are, and so do layers that are together: what they share is one format.
+    Pinned layers have but one; layers that are together stay as they are: what they share is one format.
     """
     widths = {}
     for unit, allowed in zip(problem.units, problem.allowed, strict=True):
-        layer = layers[unit.layer]
-        if not unit.others and not layer.pin:
+        if not unit.others:
             own = [format for format, may in zip(problem.formats, allowed, strict=True) if may]
-            widths[layer.name] = {f.bits for f in own if f.act_bits == bitmap[layer.name].act_bits}
+            widths[unit.layer] = {f.bits for f in own if f.act_bits == bitmap[unit.layer].act_bits}
     rows = [row for row, unit in enumerate(table.units) if unit.layer in widths]
     may = [[format.bits in widths[table.units[row].layer] for format in table.formats] for row in rows]
     values = np.where(np.reshape(may, (len(rows), len(table.formats))), table.values[rows], np.nan)

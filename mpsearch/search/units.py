@@ -67,13 +67,13 @@ def restricted(damage: Table, layers: Layers) -> Table:
         UsageError: it lacks a layer, a column that a layer is pinned to, or holds what is no damage.
     """
     rows = {unit: row for row, unit in enumerate(damage.units)}
-    for unit in layers.units:
-        if unit not in rows:
-            raise UsageError(f"the damage table has no row for {unit}")
-    if strange := [unit for unit in damage.units if unit not in layers.units]:
+    wanted = dict.fromkeys(layers.units)
+    if missing := [unit for unit in wanted if unit not in rows]:
+        raise UsageError(f"the damage table has no row for {missing[0]}")
+    if strange := [unit for unit in damage.units if unit not in wanted]:
         raise UsageError(f"the damage table has a row for {strange[0]}, which is no searched layer")
     _check(damage)
-    order = [rows[unit] for unit in layers.units]
+    order = [rows[unit] for unit in wanted]
     values, stderr = damage.values[order], damage.stderr[order]
     for row, layer in enumerate(layers):
         choices = layers.choices(layer, damage.formats)
