@@ -5,6 +5,7 @@ from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.layer import Layer, Layers, Unit
 from mpsearch.types.quality import Interval, QualityReport
+from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
 from mpsearch.types.table import Table
 
@@ -17,17 +18,22 @@ __all__ = [
     "BitMap",
     "Budget",
     "Choice",
+    "Floors",
     "Format",
     "Interval",
     "Layer",
     "Layers",
     "Limit",
     "Measured",
+    "Pins",
     "Problem",
     "QualityReport",
     "Solution",
     "Table",
+    "Together",
     "Unit",
+    "matching",
     "parse_formats",
+    "ruled",
     "within",
 ]
