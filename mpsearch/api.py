@@ -228,8 +228,8 @@ def search(
     before, known = subject.evaluations, subject
     expected = len(table.formats) + 2 + sum(getattr(solver, "evaluations", 0) for solver in solvers)
 
-    def evaluate(bitmap: BitMap) -> Measured:
-        measured = known.error(bitmap)
+    def evaluate(bitmap: BitMap, rival: Measured | None = None) -> Measured:
+        measured = known.error(bitmap, rival)
         known.progress("search", min(known.evaluations - before, expected), expected)
         return measured
 
@@ -243,7 +243,7 @@ def search(
             [found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units]
         )
 
-    asked = replace(problem, evaluate=evaluate, slopes=first_order)
+    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=first_order)
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:

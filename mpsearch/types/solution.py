@@ -32,6 +32,8 @@ class Measured:
 
     def beats(self, other: Measured, sure: float = 0.0) -> bool:
         """Whether it is less, by more than ``sure`` standard errors of the difference over the same samples."""
+        if self.n < other.n:  # given up half way
+            return False
         gain = other.value - self.value
         if len(self.samples) < 2 or len(self.samples) != len(other.samples):
             return gain > 0
@@ -71,6 +73,7 @@ class Problem:
         limits: the budgets with their cost tables over the same units and formats.
         evaluate: the true damage of a whole map, when a generator is at hand.
         starts: feasible choices that a local or sampling search may begin with.
+        race: as ``evaluate``, and may stop early when the map is hopeless beside a measured one.
         slopes: ``(units, formats)`` first-order changes of the true damage when one unit of a map takes another format;
             None where the generator has no gradients.
     """
@@ -79,6 +82,7 @@ class Problem:
     limits: tuple[Limit, ...]
     evaluate: Callable[[BitMap], Measured] | None = None
     starts: tuple[Choice, ...] = ()
+    race: Callable[[BitMap, Measured], Measured] | None = None
     slopes: Callable[[BitMap], NDArray[np.float64] | None] | None = None
 
     def __post_init__(self) -> None:
@@ -109,11 +113,16 @@ class Problem:
     def predicted(self, choice: Choice) -> float:
         return float(self.damage.values[np.arange(len(choice)), choice].sum())
 
-    def measured(self, choice: Choice) -> Measured:
-        """Paired error of the whole map; ``UsageError`` when no generator is at hand."""
+    def measured(self, choice: Choice, rival: Measured | None = None) -> Measured:
+        """Paired error of the whole map; ``UsageError`` when no generator is at hand.
+
+        With a ``rival`` that it is hopelessly worse than, it may cover a part of the samples only.
+        """
         if self.evaluate is None:
             raise UsageError("this search needs a generator: the problem has no true error to evaluate")
-        return self.evaluate(self.bitmap(choice))
+        if rival is None or self.race is None:
+            return self.evaluate(self.bitmap(choice))
+        return self.race(self.bitmap(choice), rival)
 
     def true_error(self, choice: Choice) -> float:
         """The value of :meth:`measured`."""
