@@ -12,8 +12,10 @@ from scipy.optimize import linprog
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
 from mpsearch.search import Ilp, core
 from mpsearch.search.diverse import diverse
-from mpsearch.search.lagrange import Lagrange, approach, best_prices, from_best, repaired
+from mpsearch.search.dual import best_prices
+from mpsearch.search.lagrange import Lagrange, approach, repaired
 from mpsearch.search.pareto import knee, pareto
+from mpsearch.search.relaxation import from_best, relaxed, room, shares
 from mpsearch.types import Limit, Problem, parse_formats
 
 FORMATS = parse_formats([f"w{bits}{more}" for bits in range(2, 9) for more in ("", "a8")] + ["fp16", "w6a6"])
@@ -94,9 +96,9 @@ def test_short_stages_and_narrow_passes_prove_nothing_wrong(seed, budgets, width
     values = feasible_values(task)
     assume(values)
     best = min(value for _, value in values)
-    start = core.relaxed(task, np.random.default_rng(seed).random(budgets))
+    start = relaxed(task, np.random.default_rng(seed).random(budgets))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"STAGE": 2, "STAGES": 100, "BLOCK": 3, "PAIRS": 8, "MULTIPLIERS": (4, 8)}.items():
+        for name, value in {"STAGE": 2, "STAGES": 100, "BLOCK": 3, "MULTIPLIERS": 4}.items():
             patch.setattr(core, name, value)
         choice, value, bound = core.search_core(task, start, values[0][0] if known else None, 0.0, np.inf, widths)
     assert bound <= best + hair(task)
@@ -113,13 +115,13 @@ def test_short_stages_and_narrow_passes_prove_nothing_wrong(seed, budgets, width
 @given(seeds, st.integers(1, 3))
 def test_the_prices_are_those_of_the_linear_program(seed, budgets):
     task, _ = from_best(like_real(seed, 30, budgets))
-    costs = core.shares(task)
+    costs = shares(task)
     rows = np.kron(np.eye(30), np.ones(8))
     scale = 1e6  # the tolerances of HiGHS are absolute
     exact = linprog(
         scale * task.damage.values.ravel(), costs.reshape(-1, budgets).T, np.ones(budgets), rows, np.ones(30), (0, None)
     )
-    assert core.relaxed(task, best_prices(task, costs)).bound == pytest.approx(exact.fun / scale, rel=1e-8)
+    assert relaxed(task, best_prices(task, costs)).bound == pytest.approx(exact.fun / scale, rel=1e-8)
 
 
 @settings(deadline=None, max_examples=15)
@@ -174,10 +176,10 @@ def test_formats_that_are_nowhere_better_do_no_harm():
 
 def test_whole_costs_leave_whole_room():
     task = problem(np.array([[3.0, 1.0, 0.0]]), [np.array([[8.0, 16.0, 24.0]])], [23.9])
-    assert core.room(task).tolist() == [16.0]
-    assert core.shares(task)[0, :, 0].tolist() == [0.5, 1.0, 1.5]
+    assert room(task).tolist() == [16.0]
+    assert shares(task)[0, :, 0].tolist() == [0.5, 1.0, 1.5]
     fractions = problem(np.ones((1, 2)), [np.array([[1.5, 2.0]])], [3.9])
-    assert core.room(fractions) == pytest.approx([3.9])
+    assert room(fractions) == pytest.approx([3.9])
 
 
 def test_costs_of_what_is_not_allowed_may_be_missing():

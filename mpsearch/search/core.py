@@ -4,93 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.types import TOLERANCE, Choice, Problem
+from mpsearch.search.relaxation import ROUNDING, Relaxed, proven
+from mpsearch.types import Choice, Problem
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Pool = tuple[Choice, Array, Choice]  # number, bound and multiplier of each node
 WIDTHS = (64, 512, 4096, 32768, 262144, 2097152)  # nodes kept, pass after pass
 CELLS = 4  # choices of a pass for each node that it keeps: those of least reduced cost
-MULTIPLIERS = (192, 512)  # bounds taken for every node, in wide passes and in narrow ones
+MULTIPLIERS = 192  # bounds taken for every node
 TABLE = 2_000_000  # entries of (units × formats × multipliers): larger cores take fewer multipliers
 STAGE = 96  # levels after which the multipliers are chosen anew, or
 STAGES = 16  # how often at most
 BLOCK = 4096  # nodes branched at a time: their bounds stay in the processor's cache
-PAIRS = 16384  # (node, multiplier) a block that are completed to whole choices
 NODES = 8_000_000  # of a pass: some hundred megabytes
+LINKS = ("parent", "level", "cell", "stage", "multiplier")  # of a node
 PRUNE = 0.999  # of the gap: rounding must not leave a proof a hair short
-ROUNDING = 1e-12  # of a budget: sums in another order
-WHOLE = 2.0**53  # up to here float64 holds every whole number
-
-
-@dataclass(frozen=True, eq=False)
-class Relaxed:
-    """A Lagrangian relaxation, budgets as shares of what is left to the units.
-
-    For any prices λ >= 0, ``Σ_i min_j (d_ij + λ·a_ij) − Σ λ`` bounds every feasible damage from below, and a choice
-    whose reduced cost exceeds the distance to a known answer cannot be in a better one (Pisinger, "A minimal algorithm
-    for the multiple-choice knapsack problem", 1995).
-
-    Attributes:
-        prices: ``(budgets,)`` λ, damage a share.
-        bound: lower bound of the damage.
-        reduced: ``(units, formats)`` reduced costs, at least 0; infinite where a choice does not exist.
-        shares: ``(units, formats, budgets)`` a.
-    """
-
-    prices: Array
-    bound: float
-    reduced: Array
-    shares: Array
-
-    @property
-    def choice(self) -> Choice:
-        """What the prices choose; it need not meet the budgets."""
-        picked: Choice = np.argmin(self.reduced, axis=1)
-        return picked
-
-
-def room(problem: Problem) -> Array:
-    """``(budgets,)``: what each limit leaves to the units.
-
-    With the hair that :meth:`Problem.feasible` lets pass, so that bounds hold for what it calls feasible; costs that
-    are whole numbers cannot use more than a whole multiple of their greatest common divisor.
-    """
-    found = []
-    for limit in problem.limits:
-        left, costs = limit.limit * (1 + TOLERANCE) - limit.costs.constant, limit.costs.values[problem.allowed]
-        if (costs == np.rint(costs)).all() and 0 < costs.max() < WHOLE:
-            unit = float(np.gcd.reduce(costs.astype(np.int64)))
-            left = np.floor((left + ROUNDING * limit.limit) / unit) * unit
-        found.append(max(left, ROUNDING * limit.limit))
-    return np.array(found)
-
-
-def shares(problem: Problem) -> Array:
-    """``(units, formats, budgets)``: costs as a share of the :func:`room`, 0 where a choice does not exist."""
-    found = np.zeros((*problem.damage.values.shape, len(problem.limits)))
-    for index, (limit, left) in enumerate(zip(problem.limits, room(problem), strict=True)):
-        np.divide(limit.costs.values, left, out=found[:, :, index], where=problem.allowed)
-    return found
-
-
-def relaxed(problem: Problem, prices: Array, costs: Array | None = None) -> Relaxed:
-    """The relaxation at these prices; ``costs`` are the :func:`shares`, where they are at hand."""
-    costs = shares(problem) if costs is None else costs
-    priced = np.where(problem.allowed, problem.damage.values + costs @ prices, np.inf)
-    least = priced.min(axis=1, keepdims=True)
-    priced -= least
-    return Relaxed(prices, float(least.sum() - prices.sum()), priced, costs)
-
-
-def proven(value: float, bound: float, gap: float) -> bool:
-    """Whether an answer of this damage is known, and known to be within ``gap`` of the best."""
-    return bool(np.isfinite(value)) and value - bound <= gap * value
 
 
 def search_core(
@@ -204,7 +137,7 @@ class _Core:
         self.damage = np.where(real, problem.damage.values[row, self.cells], np.inf)
         self.costs = np.where(real[:, :, None], start.shares[row, self.cells], 0.0)
         self.least = _suffix(np.where(real[:, :, None], self.costs, np.inf).min(axis=1))
-        self.multipliers = min(MULTIPLIERS[width <= BLOCK], max(TABLE // max(real.size, 1), 8))
+        self.multipliers = min(MULTIPLIERS, max(TABLE // max(real.size, 1), 8))
 
 
 def _within(start: Relaxed, value: float, cells: int) -> tuple[Mask, float]:
@@ -267,8 +200,8 @@ class _Descent:
 
     def __init__(self, core: _Core, known: _Known) -> None:
         self.core, self.known, self.count = core, known, 0
-        whole = [("parent", "i4"), ("level", "i4"), ("cell", "i2"), ("stage", "i2"), ("multiplier", "i2")]
-        self.nodes = np.empty(1024, np.dtype([*whole, ("damage", "f8"), ("costs", "f8", (len(core.prices),))]))
+        links = [(name, "i4") for name in LINKS]
+        self.nodes = np.empty(1024, np.dtype([*links, ("damage", "f8"), ("costs", "f8", (len(core.prices),))]))
         self.taken: list[tuple[int, NDArray[np.int16]]] = []  # first level and choices of every stage
         self.length = max(STAGE, len(core.order) // STAGES)
 
@@ -356,41 +289,32 @@ class _Descent:
         new["damage"] = damage + stage.rest_damage[rest, multiplier]
         new["costs"] = costs + stage.rest_costs[rest, multiplier]
         if len(below):
-            self._complete(rest, numbers, damage, costs, bounds)
+            self._complete(numbers)
         return numbers, bounds, multiplier
 
-    def _complete(self, rest: int, numbers: Choice, damage: Array, costs: Array, bounds: Array) -> None:
-        """Whole choices: every node as its own multiplier completes it, the most promising as all of them do."""
-        stage, new = self.stage, self.nodes[numbers]
+    def _complete(self, numbers: Choice) -> None:
+        """The best of these nodes, each a whole choice as its own multiplier completes it."""
+        new, known = self.nodes[numbers], self.known
         total = np.where((new["costs"] <= 1 + ROUNDING).all(axis=1), new["damage"], np.inf)
-        one = int(total.argmin())
-        own = float(total[one]), one, int(new["multiplier"][one])
-        nodes = np.argsort(bounds, kind="stable")[: max(PAIRS // len(stage.used), 1)]
-        fits = (costs[nodes][:, None] + stage.rest_costs[rest] <= 1 + ROUNDING).all(axis=-1)
-        total = np.where(fits, damage[nodes][:, None] + stage.rest_damage[rest], np.inf)
-        node, other = np.unravel_index(total.argmin(), total.shape)
-        least, one, multiplier = min(own, (float(total[node, other]), int(nodes[node]), int(other)))
-        if least >= self.known.value:
+        if total.min() >= known.value:
             return
-        choice = self._choice(int(numbers[one]), multiplier)
+        choice = self._choice(int(numbers[total.argmin()]))
         predicted = self.core.problem.predicted(choice)
-        if predicted < self.known.value and self.core.problem.feasible(choice):
-            self.known.best, self.known.value = choice, predicted
+        if predicted < known.value and self.core.problem.feasible(choice):
+            known.best, known.value = choice, predicted
 
-    def _choice(self, number: int, multiplier: int) -> Choice:
-        """The choice of a node, completed as this multiplier says."""
+    def _choice(self, number: int) -> Choice:
+        """The choice that a node stands for."""
         core, end = self.core, len(self.core.order)
         picked = np.empty(end, np.int64)
         while number >= 0:
-            parent, level, cell, stage = (
-                int(self.nodes[name][number]) for name in ("parent", "level", "cell", "stage")
-            )
+            parent, level, cell, stage, multiplier = (int(self.nodes[name][number]) for name in LINKS)
             first, taken = self.taken[stage]
             picked[level + 1 : end] = taken[level + 1 - first : end - first, multiplier]
             if cell >= 0:
                 picked[level] = cell
             end = level if cell >= 0 else level + 1
-            number, multiplier = parent, int(self.nodes["multiplier"][parent])
+            number = parent
         choice = core.base.copy()
         choice[core.order] = core.cells[np.arange(len(picked)), picked]
         return choice

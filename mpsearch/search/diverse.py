@@ -9,7 +9,8 @@ import numpy as np
 from mpsearch.errors import UsageError
 from mpsearch.search.core import search_core
 from mpsearch.search.ilp import Ilp
-from mpsearch.search.lagrange import approach, better, from_best
+from mpsearch.search.lagrange import approach
+from mpsearch.search.relaxation import better, from_best
 from mpsearch.types import Budget, Choice, Limit, Problem
 
 TIES = 0.1  # of a unit's weight: which units differ first is drawn
@@ -35,7 +36,7 @@ def diverse(problem: Problem, count: int, slack: float = 0.05, seed: int = 0) ->
     best = Ilp()(problem).choice
     gains, _ = from_best(problem)
     most = gains.predicted(best) + slack * abs(problem.predicted(best))
-    near = Limit(Budget("damage", max(most, 1e-300)), gains.damage, max(most, 1e-300), max(most, 1e-300))
+    near = Limit(Budget("damage", most), gains.damage, most, most)
     rng, rows, found = np.random.default_rng(seed), np.arange(len(best)), [best]
     same = np.where(problem.allowed, 0.0, np.nan)
     same[rows, best] += 1

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpsearch.errors import UsageError
-from mpsearch.search.core import Relaxed
 from mpsearch.search.feasible import check_feasible
-from mpsearch.search.lagrange import bracket, from_best
+from mpsearch.search.lagrange import Lagrange, bracket
 from mpsearch.search.program import Program
+from mpsearch.search.relaxation import Relaxed, from_best
 from mpsearch.types import Answer, Choice, Problem
 
+LARGE = 5000  # units: from here on HiGHS finds nothing
 RESCALE = 20  # solve again when the answer came this much closer to the bound: HiGHS's tolerances are absolute
 ROUNDING = 1e-8  # of those tolerances, taken off what HiGHS calls proven
 
@@ -24,8 +25,10 @@ class Ilp:
 
     HiGHS compares with absolute tolerances, while damages span many orders of magnitude. So the relaxation comes first;
     its prices give a lower bound and a reduced cost for every choice, its repair an upper bound. Choices whose reduced
-    cost exceeds the distance of the two cannot be in a better answer and are dropped. What the search in the core does
-    not prove is solved in units of that distance.
+    cost exceeds the distance of the two cannot be in a better answer and are dropped (Pisinger, "A minimal
+    algorithm for the multiple-choice knapsack problem", 1995). What the search in the core does not prove is solved in
+    units of that distance; in problems of many thousand units :class:`~mpsearch.search.lagrange.Lagrange` has the last
+    word, and the answer names it.
 
     Attributes:
         gap: relative gap at which to stop; HiGHS's own default of 1e-4 is not optimal.
@@ -40,6 +43,8 @@ class Ilp:
             raise UsageError(f"ilp needs gap >= 0 and time_limit > 0, not {self.gap} and {self.time_limit}")
 
     def __call__(self, problem: Problem) -> Answer:
+        if len(problem.units) > LARGE:
+            return Lagrange(self.gap, self.time_limit)(problem)
         check_feasible(problem)
         gains, offset = from_best(problem)
         best, bound, status = self._search(gains)
@@ -76,24 +81,3 @@ class Ilp:
             return None
         proven = start.bound + (program.dual_bound - ROUNDING) * unit + float(start.prices.sum())
         return program.choice(), max(start.bound, proven), status
-
-
-def repair(problem: Problem, choice: Choice) -> Choice:
-    """A rounded relaxation made feasible, if single steps can: least damage for the violation that a step removes."""
-    choice, rows, gains = choice.copy(), np.arange(len(choice)), problem.damage.values
-    for _ in range(2 * len(choice)):
-        over = [max(limit.of(choice) / limit.limit - 1, 0.0) for limit in problem.limits]
-        if problem.feasible(choice):
-            break
-        relief = np.zeros(gains.shape)
-        for excess, limit in zip(over, problem.limits, strict=True):
-            saved = (limit.costs.values[rows, choice][:, None] - limit.costs.values) / limit.limit
-            relief += np.minimum(saved, excess) if excess else np.minimum(saved, 0.0)
-        worse = np.maximum(gains - gains[rows, choice][:, None], 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(problem.allowed & (relief > 0), worse / relief, np.inf)
-        unit, column = np.unravel_index(np.argmin(rate), rate.shape)
-        if not np.isfinite(rate[unit, column]):
-            break
-        choice[unit] = column
-    return choice

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from mpsearch.errors import UsageError
-from mpsearch.search.core import Relaxed, proven, room, search_core
-from mpsearch.search.lagrange import Cut, Lagrange, approach, better, from_best
+from mpsearch.search.core import search_core
+from mpsearch.search.dual import Cut
+from mpsearch.search.lagrange import Lagrange, approach
+from mpsearch.search.relaxation import Relaxed, better, from_best, proven, room
 from mpsearch.types import TOLERANCE, Answer, Choice, Problem
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from mpsearch.errors import InfeasibleBudget, UsageError
-from mpsearch.search.feasible import spell
+from mpsearch.errors import UsageError
 from mpsearch.types import TOLERANCE, Choice, Problem
 
 Array = NDArray[np.float64]
@@ -64,20 +63,3 @@ class Program:
         first = np.unique(self.cells[order, 0], return_index=True)[1]
         chosen: Choice = self.cells[order[first], 1]
         return chosen
-
-
-def closest(problem: Problem) -> Choice:
-    """A choice that meets all budgets, from making each as small as the others let it; else the conflict is raised."""
-    hints = []
-    for limit in problem.limits:
-        rest = Problem(problem.damage, tuple(other for other in problem.limits if other is not limit))
-        program = Program(rest, np.argwhere(problem.allowed))
-        costs = limit.costs.values[tuple(program.cells.T)]
-        if program.minimise(costs / costs.max(), 60.0):
-            choice = program.choice()
-            if problem.feasible(choice):
-                return choice
-            hints.append(spell(limit, limit.of(choice)))
-    names = " and ".join(str(limit.budget) for limit in problem.limits)
-    least = f": under the others the smallest feasible value is {' or '.join(hints)}" if hints else ""
-    raise InfeasibleBudget(f"{names} cannot be met together{least}")
