@@ -26,7 +26,17 @@ from mpsearch.quality import Reference, distances, paired_quality
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.registry import lookup, make
-from mpsearch.search import SOLVERS, Bayes, Refine, check_feasible, predicted_by_channel, solve, split_channels
+from mpsearch.search import (
+    SOLVERS,
+    Bayes,
+    Refine,
+    check_feasible,
+    knee,
+    pareto,
+    predicted_by_channel,
+    solve,
+    split_channels,
+)
 from mpsearch.sensitivity import ESTIMATORS, OnePass
 from mpsearch.subject import Memo, Subject
 from mpsearch.types import (
@@ -38,6 +48,7 @@ from mpsearch.types import (
     Layers,
     Limit,
     Measured,
+    Point,
     Problem,
     QualityReport,
     Solution,
@@ -205,6 +216,41 @@ def search(
         solution = _regroup(solution, channels, layers, limits, groups, evaluate)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
+
+
+def frontier(
+    table: Table, layers: Layers, cost: str = "size", points: int = 40, budgets: Iterable[str | Budget] = ()
+) -> list[Point]:
+    """Maps from the least cost to the least predicted damage, none better than another in both.
+
+    Args:
+        table: one row a layer.
+        layers: what the costs are computed from.
+        cost: what is traded for damage: ``size``, ``bops`` or ``bits``.
+        points: at most so many maps.
+        budgets: what every map must meet besides.
+
+    Returns:
+        By rising cost and falling damage; one of them is the knee.
+    """
+    lookup("cost", COSTS, cost)
+    asked = (Budget(cost, 1.0, True), *(parse_budgets(budgets) if budgets else ()))
+    limits = tuple(limit_of(budget, layers, table.formats) for budget in asked)
+    reported = [limit_of(Budget(name, 1.0, True), layers, table.formats) for name in COSTS]
+    problem = Problem(table, limits)
+    answers = pareto(problem, 0, points)
+    damages = [problem.predicted(answer.choice) for answer in answers]
+    corner = knee([limits[0].of(answer.choice) for answer in answers], damages)
+    return [
+        Point(
+            bitmap=problem.bitmap(answer.choice),
+            costs={limit.budget.cost: limit.of(answer.choice) for limit in reported},
+            predicted=damage,
+            optimal=answer.status == "optimal",
+            knee=at == corner,
+        )
+        for at, (answer, damage) in enumerate(zip(answers, damages, strict=True))
+    ]
 
 
 def _regroup(

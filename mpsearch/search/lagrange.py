@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ Array = NDArray[np.float64]
 SPREAD = 1e6  # damages this many times larger than an answer would swallow the digits that decide
 MOVES = 65536  # choices that a repair looks at: those of least reduced cost
 ROUNDS = 100
-SECONDS = 60.0  # for the least of one cost, when nothing that meets all budgets was met on the way
+SECONDS = 60.0  # to look for a choice that meets all budgets, where none was met on the way, whatever the time limit
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,16 @@ class Lagrange:
         return Answer("lagrange", best, "optimal" if proven(value, bound, self.gap) else late, bound + offset)
 
 
-def bracket(problem: Problem, gap: float, deadline: float) -> tuple[Relaxed, Choice, float, float]:
+def bracket(
+    problem: Problem, gap: float, deadline: float, patience: float | None = None
+) -> tuple[Relaxed, Choice, float, float]:
     """(relaxation, best choice found, its damage, lower bound) for damages whose least in every unit is 0.
+
+    Args:
+        problem: the question.
+        gap: relative gap at which to stop.
+        deadline: on the clock of :func:`time.perf_counter`.
+        patience: when even :func:`closest` gives up; by default some time after it was asked.
 
     Raises:
         InfeasibleBudget: when the budgets conflict.
@@ -65,7 +74,7 @@ def bracket(problem: Problem, gap: float, deadline: float) -> tuple[Relaxed, Cho
         best, _ = better(problem, [best, again])
     best, value, bound = search_core(problem, start, best, gap, deadline)
     if best is None:
-        met = closest(problem)
+        met = closest(problem, time.perf_counter() + SECONDS if patience is None else patience)
         searched, value, bound = search_core(problem, start, met, gap, deadline)
         best = met if searched is None else searched
     return start, best, value, min(bound, value)
@@ -85,21 +94,22 @@ def approach(
     return start, best if best is not None else better(problem, uniform_choices(problem))[0]
 
 
-def closest(problem: Problem) -> Choice:
+def closest(problem: Problem, patience: float) -> Choice:
     """A choice that meets all budgets, from making each as small as the others let it; else the conflict is raised."""
-    hints = []
+    names, hints = " and ".join(str(limit.budget) for limit in problem.limits), []
     for limit in problem.limits:
         others = tuple(other for other in problem.limits if other is not limit)
         costs = np.where(problem.allowed, limit.costs.values, np.nan)
         rest, _ = from_best(with_damage(Problem(problem.damage, others), costs))
-        try:
-            _, choice, _, _ = bracket(rest, 0.0, time.perf_counter() + SECONDS)
-        except InfeasibleBudget:
-            continue
-        if problem.feasible(choice):
+        choice: Choice | None = None
+        with suppress(InfeasibleBudget):
+            choice = bracket(rest, 0.0, patience, patience)[1]
+        if choice is not None and problem.feasible(choice):
             return choice
-        hints.append(spell(limit, limit.of(choice)))
-    names = " and ".join(str(limit.budget) for limit in problem.limits)
+        if time.perf_counter() > patience:
+            raise InfeasibleBudget(f"no map that meets {names} was found in {SECONDS:.0f} s: loosen one of them")
+        if choice is not None:
+            hints.append(spell(limit, limit.of(choice)))
     least = f": under the others the smallest feasible value is {' or '.join(hints)}" if hints else ""
     raise InfeasibleBudget(f"{names} cannot be met together{least}")
 

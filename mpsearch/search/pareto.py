@@ -38,8 +38,10 @@ def pareto(
     Raises:
         InfeasibleBudget: when the other limits cannot be met.
     """
-    if not 0 <= cost_index < len(problem.limits) or points < 2:
-        raise UsageError(f"no frontier of {points} points over limit {cost_index} of {len(problem.limits)}")
+    if points < 2:
+        raise UsageError(f"a frontier of {points} points: ask for at least 2")
+    if not 0 <= cost_index < len(problem.limits):
+        raise UsageError(f"no frontier over limit {cost_index}: the problem has {len(problem.limits)}")
     deadline = time.perf_counter() + time_limit
     varied = problem.limits[cost_index]
     others = replace(problem, limits=tuple(limit for limit in problem.limits if limit is not varied))
@@ -61,7 +63,8 @@ def pareto(
         if choice is None:
             choice, _, bound = search_core(task, start, better(task, [best, met])[0], gap, until)
         best = best if choice is None else choice
-        status = "optimal" if proven(task.predicted(best), bound, gap) else "feasible"
+        late = "time limit" if time.perf_counter() > until else "feasible"
+        status = "optimal" if proven(task.predicted(best), bound, gap) else late
         found.append(Answer("pareto", best, status, min(bound, task.predicted(best)) + offset))
     found.sort(key=lambda answer: (varied.of(answer.choice), problem.predicted(answer.choice)))
     least = np.minimum.accumulate([np.inf, *(problem.predicted(answer.choice) for answer in found)])
