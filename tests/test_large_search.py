@@ -1,6 +1,7 @@
 """The solver for large problems: bounds, answers, near-optimal maps and frontiers, against brute force."""
 
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
-from mpsearch.search import Ilp, core
-from mpsearch.search.diverse import diverse
+from mpsearch.search import Ilp, Lagrange, core, diverse, knee, pareto
 from mpsearch.search.dual import best_prices
-from mpsearch.search.lagrange import Lagrange, approach, repaired
-from mpsearch.search.pareto import knee, pareto
+from mpsearch.search.lagrange import approach, repaired
 from mpsearch.search.relaxation import from_best, relaxed, room, shares
 from mpsearch.types import Limit, Problem, parse_formats
 
@@ -126,10 +125,65 @@ def test_the_prices_are_those_of_the_linear_program(seed, budgets):
 
 @settings(deadline=None, max_examples=15)
 @given(seeds, st.floats(0.01, 0.2))
-def test_a_looser_budget_never_raises_damage(seed, more):
+@pytest.mark.parametrize("solver", [Lagrange(), Ilp()], ids=repr)
+def test_a_looser_budget_never_raises_damage(solver, seed, more):
     tight = like_real(seed, 40)
     loose = replace(tight, limits=tuple(replace(limit, limit=limit.limit * (1 + more)) for limit in tight.limits))
-    assert loose.predicted(Lagrange()(loose).choice) <= tight.predicted(Lagrange()(tight).choice) * (1 + 1e-6)
+    assert loose.predicted(solver(loose).choice) <= tight.predicted(solver(tight).choice) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("units", [300, 5001])
+@pytest.mark.parametrize("solver", [Lagrange(time_limit=1e-9), Ilp(time_limit=1e-9)], ids=repr)
+def test_a_time_limit_too_short_returns_the_best_feasible_map_known(solver, units):
+    task = like_real(1, units, budgets=3)
+    answer = solver(task)
+    assert task.feasible(answer.choice)
+    assert answer.bound < task.predicted(answer.choice)
+    assert answer.status == "time limit"
+
+
+def test_ilp_leaves_many_thousand_units_to_lagrange():
+    task = like_real(1, 5001, budgets=1)
+    answer = Ilp(gap=1e-4)(task)
+    assert (answer.method, answer.status) == ("lagrange", "optimal")
+    assert task.predicted(answer.choice) - answer.bound <= 1e-4 * task.predicted(answer.choice)
+    assert Ilp()(like_real(1, 10)).method == "ilp"
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(2, 3), st.booleans())
+def test_a_conflict_names_the_smallest_feasible_values(seed, budgets, whole):
+    task = small(seed, budgets, tight=0.15, whole=whole)
+    assume(not np.isfinite(best_value(task)))
+    assume(all(np.isfinite(best_value(replace(task, limits=(limit,)))) for limit in task.limits))
+    with pytest.raises(InfeasibleBudget) as caught:
+        Lagrange()(task)
+    named = {
+        name: float(value) for name, value in re.findall(r"(\w+)<=([\d.e+]+)", str(caught.value).partition(": ")[2])
+    }
+    for limit in task.limits:
+        rest = replace(task, limits=tuple(other for other in task.limits if other is not limit))
+        least = min((limit.of(choice) for choice, _ in feasible_values(rest)), default=None)
+        if least is None:
+            assert limit.budget.cost not in named
+        else:
+            assert np.ceil(least - 1e-6) - 1e-6 <= named[limit.budget.cost] <= np.ceil(least + 1e-6) + 1e-6
+
+
+def test_prices_stop_where_rounding_begins():
+    """The dual is flat in the price of a budget that the relaxed choice just uses up."""
+    task = small(5102, 3, tight=0.5, whole=True)
+    task = from_best(replace(task, limits=(*task.limits[:2], replace(task.limits[2], limit=9.0))))[0]
+    start, _ = approach(task)
+    assert start.prices.max() < 1e9
+    assert start.bound <= best_value(task)
+
+
+def test_a_budget_of_nothing_is_met_by_what_costs_nothing():
+    damage, costs = np.array([[5.0, 1.0, 0.0]] * 2), np.array([[0.0, 0.0, 3.0]] * 2)
+    task = problem(damage, [costs], [0.0])
+    assert Lagrange()(task).choice.tolist() == [1, 1]
+    assert [task.predicted(answer.choice) for answer in pareto(task, points=5)] == [2.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -269,9 +323,21 @@ def test_every_point_of_a_frontier_is_the_exact_answer_for_its_cost(budgets):
 
 def test_a_frontier_needs_a_limit_and_two_points():
     task = like_real(0, 5, budgets=1)
-    for options in ({"cost_index": 1}, {"points": 1}):
-        with pytest.raises(UsageError, match="no frontier of"):
-            pareto(task, **options)
+    with pytest.raises(UsageError, match="no frontier over limit 1: the problem has 1"):
+        pareto(task, 1)
+    with pytest.raises(UsageError, match="a frontier of 1 points"):
+        pareto(task, points=1)
+
+
+def test_a_frontier_cut_short_says_so():
+    task = like_real(1, 300)
+    found = pareto(task, points=5, time_limit=1e-9)
+    assert found
+    assert all(replace(task, limits=task.limits[1:]).feasible(answer.choice) for answer in found)
+    for answer in found:
+        value = task.predicted(answer.choice)
+        assert answer.bound <= value
+        assert answer.status == ("optimal" if value - answer.bound <= 1e-6 * value else "time limit")
 
 
 def test_the_knee_is_the_corner():
