@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from mpsearch.search.lagrange import Lagrange
+from mpsearch.search import Lagrange
 from mpsearch.types import Budget, Limit, Problem, Table, Unit, parse_formats
 
 FORMATS = parse_formats([f"w{bits}{more}" for bits in range(2, 9) for more in ("", "a8")] + ["fp16", "w6a6"])
