@@ -11,6 +11,7 @@ from mpsearch.sensitivity.one_pass import OnePass
 from mpsearch.sensitivity.orm import Orm
 from mpsearch.sensitivity.perturbation import Perturbation
 from mpsearch.sensitivity.signed import Signed
+from mpsearch.sensitivity.slopes import slopes
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "one-pass": OnePass,
@@ -37,4 +38,5 @@ __all__ = [
     "Orm",
     "Perturbation",
     "Signed",
+    "slopes",
 ]

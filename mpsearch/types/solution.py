@@ -71,12 +71,15 @@ class Problem:
         limits: the budgets with their cost tables over the same units and formats.
         evaluate: the true damage of a whole map, when a generator is at hand.
         starts: feasible choices that a local or sampling search may begin with.
+        slopes: ``(units, formats)`` first-order changes of the true damage when one unit of a map takes another format;
+            None where the generator has no gradients.
     """
 
     damage: Table
     limits: tuple[Limit, ...]
     evaluate: Callable[[BitMap], Measured] | None = None
     starts: tuple[Choice, ...] = ()
+    slopes: Callable[[BitMap], NDArray[np.float64] | None] | None = None
 
     def __post_init__(self) -> None:
         for limit in self.limits:
