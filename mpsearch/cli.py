@@ -157,7 +157,9 @@ def pareto(
 ) -> None:
     """Show what every further byte (BOP, bit) buys: the best maps from the least cost to the least predicted damage.
 
-    Every map meets `--budget`; those of the config are not asked. Example: `mpsearch pareto --cost bops`
+    Every map meets `--budget`; those of the config are not asked.
+
+    Example: `mpsearch pareto configs/dcgan-faces.yaml --cost bops`
     """
     with working(config, out, formats=formats, seed=seed) as run:
         rows = run.frontier(cost, points, budget or ())

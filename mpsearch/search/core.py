@@ -1,4 +1,8 @@
-"""Exact search in the core of a multiple-choice knapsack: branch and bound, a level a unit, many nodes at once."""
+"""Exact search in the core of a multiple-choice knapsack: branch and bound, a level a unit, many nodes at once.
+
+Lagrangian bounds as in Dyer, Kayal and Walker, "A branch and bound algorithm for solving the multiple-choice knapsack
+problem", 1984, but of many prices a node; ever wider beams as in Zhang, "Complete anytime beam search", 1998.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The knapsack as an integer program: cvxpy in matrix form, on HiGHS."""
+"""The knapsack as an integer program: cvxpy in matrix form, on HiGHS.
+
+Huangfu and Hall, "Parallelizing the dual revised simplex method", 2018.
+"""
 
 from __future__ import annotations
 
