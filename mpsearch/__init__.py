@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from mpsearch.api import allocate, estimate, export, frontier, search, validate
+from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
     CalibrationError,
@@ -25,6 +26,7 @@ __all__ = [
     "CalibrationError",
     "Format",
     "InfeasibleBudget",
+    "Latency",
     "Layer",
     "Layers",
     "ModelError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Keep, Progress, at_once, output, silent
-from mpsearch.cost import COSTS
+from mpsearch.cost import Latency, cost_models
 from mpsearch.errors import CalibrationError, ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
 from mpsearch.features import extract, pooled_pixels
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
-from mpsearch.protocols import Estimator, FeatureNet, Solver
+from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference, distances, paired_quality
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
@@ -30,12 +31,16 @@ from mpsearch.search import (
     SOLVERS,
     Bayes,
     Refine,
-    check_feasible,
+    counted,
     knee,
+    merged,
+    naming_rules,
     pareto,
     predicted_by_channel,
+    problem_of,
     solve,
     split_channels,
+    splittable,
 )
 from mpsearch.sensitivity import ESTIMATORS, OnePass, slopes
 from mpsearch.subject import Memo, Subject
@@ -44,15 +49,18 @@ from mpsearch.types import (
     Baseline,
     BitMap,
     Budget,
+    Floors,
     Format,
     Layers,
     Limit,
     Measured,
+    Pins,
     Point,
     Problem,
     QualityReport,
     Solution,
     Table,
+    Together,
     parse_formats,
 )
 
@@ -79,13 +87,17 @@ def allocate(
     estimator: str | Estimator = "one-pass",
     groups: int = 1,
     progress: Progress = silent,
+    pin: Pins | None = None,
+    floor: Floors | None = None,
+    together: Together | None = None,
+    latency: str | Path | Latency | None = None,
 ) -> Solution:
     """Find the best format for every layer under the budgets. ``model`` is left bit for bit as it was.
 
     Args:
         model: any image generator.
         batches: calibration inputs, a sequence of tuples of positional arguments; no labels.
-        budgets: ``bits<=4``, ``size<=20%``, ``bops<=30%``, ``size<=100KiB`` …; all of them hold.
+        budgets: ``bits<=4``, ``size<=20%``, ``bops<=30%``, ``memory<=64KiB``, ``latency<=8ms`` …; all of them hold.
         formats: the choices of every layer.
         effort: ``fast`` = one-pass table and exact solve; ``standard`` = then local search on the true error;
             ``thorough`` = a longer one, and Bayesian search.
@@ -95,6 +107,10 @@ def allocate(
         estimator: of the table that proposes maps; ``perturbation`` for a generator without gradients.
         groups: different widths that the output channels of one layer may have; 1 = one width a layer.
         progress: called with (what, done, total).
+        pin: glob → the one format of the layers that it matches, such as ``{"to_rgb*": "w8"}``.
+        floor: glob → the fewest weight bits of the layers that it matches.
+        together: lists of globs; the layers that one list matches share one format.
+        latency: measured milliseconds of every layer and format, a CSV or JSON file (:meth:`mpsearch.Latency.read`).
 
     Raises:
         InfeasibleBudget: no map meets the budgets; the message says the smallest feasible value.
@@ -107,13 +123,15 @@ def allocate(
     """
     solvers = with_seed(lookup("effort", EFFORTS, effort), seed)
     check_groups(groups)
-    choices, limits = parse_formats(formats), parse_budgets(budgets)
-    subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress)
-    check_budgets(subject.layers, choices, limits)
+    costs = cost_models(latency)
+    choices, limits = parse_formats(formats), parse_budgets(budgets, costs)
+    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together}
+    subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
+    check_budgets(subject.layers, choices, limits, costs)
     if isinstance(estimator, str):
         (estimator,) = with_seed([make("estimator", ESTIMATORS, estimator)], seed)
     table, channels = tables(estimator, subject, choices, groups, seed)
-    return search(table, subject.layers, limits, solvers, subject, groups, channels)
+    return search(table, subject.layers, limits, solvers, subject, groups, channels, costs)
 
 
 def check_groups(groups: int) -> None:
@@ -163,6 +181,9 @@ def make_subject(
     exclude: Iterable[str] = (),
     memo: Memo | None = None,
     progress: Progress = silent,
+    pin: Pins | None = None,
+    floor: Floors | None = None,
+    together: Together | None = None,
 ) -> Subject:
     """Check the inputs and the generator, find the layers, and put everything on one device."""
     if not isinstance(model, nn.Module):
@@ -171,7 +192,7 @@ def make_subject(
         raise UsageError(f"the seed is {seed!r}: expected an integer from 0 to {2**32 - 1}")
     calibration = Calibration.of(batches, device_of(model), seed)
     if layers is None:
-        layers = find_layers(model, calibration.batches[0], include, exclude)
+        layers = find_layers(model, calibration.batches[0], include, exclude, pin, floor, together)
     return Subject(model, layers, calibration, memo, progress)
 
 
@@ -183,26 +204,30 @@ def search(
     subject: Subject | None = None,
     groups: int = 1,
     channels: Table | None = None,
+    costs: Mapping[str, CostModel] | None = None,
 ) -> Solution:
     """The best map under the budgets, from a damage table (ours or another tool's).
 
     Args:
         table: one row a layer.
-        layers: what the costs are computed from.
+        layers: what the costs are computed from, with their pins, floors and groups.
         budgets: at least one.
         solvers: names or instances of what may improve on the exact solution; ``ilp`` adds nothing to it.
         subject: the generator, to judge maps by their true error; without it the table decides.
         groups: different widths that the output channels of one layer may have.
         channels: damage of every output channel; needed where ``groups`` is more than 1.
+        costs: the cost models, :func:`mpsearch.cost.cost_models`, with measured latencies where there are any.
     """
-    limits = [limit_of(budget, layers, table.formats) for budget in parse_budgets(budgets)]
-    others = [cost for cost in COSTS if cost not in {limit.budget.cost for limit in limits}]
-    reported = [*limits, *(limit_of(Budget(cost, 1.0, True), layers, table.formats) for cost in others)]
+    costs = cost_models() if costs is None else costs
+    limits = [limit_of(budget, layers, table.formats, costs) for budget in parse_budgets(budgets, costs)]
+    problem = problem_of(table, layers, limits)
+    reported = _reported(limits, problem, layers, costs)
     if isinstance(solvers, str):
         solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
     if subject is None:
-        solution = solve(Problem(table, tuple(limits)), solvers, reported)
-        return solution if channels is None else _regroup(solution, channels, layers, limits, groups)
+        with naming_rules(layers):
+            solution = _completed(solve(problem, solvers, reported), problem, limits)
+        return solution if channels is None else _regroup(solution, channels, problem, layers, groups, costs)
     before, known = subject.evaluations, subject
     expected = len(table.formats) + 2 + sum(getattr(solver, "evaluations", 0) for solver in solvers)
 
@@ -213,40 +238,55 @@ def search(
 
     def first_order(bitmap: BitMap) -> Array | None:
         try:
-            return slopes(known, bitmap, table.formats)
+            found = slopes(known, bitmap, problem.formats)
         except ModelError:  # the estimator has said so, or needs no gradient
             return None
+        rows = {layer.name: row for row, layer in enumerate(layers)}
+        return np.stack(
+            [found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units]
+        )
 
-    solution = solve(Problem(table, tuple(limits), evaluate, slopes=first_order), solvers, reported)
+    asked = replace(problem, evaluate=evaluate, slopes=first_order)
+    with naming_rules(layers):
+        solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
-        solution = _regroup(solution, channels, layers, limits, groups, evaluate)
+        solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
 
 
 def frontier(
-    table: Table, layers: Layers, cost: str = "size", points: int = 40, budgets: Iterable[str | Budget] = ()
+    table: Table,
+    layers: Layers,
+    cost: str = "size",
+    points: int = 40,
+    budgets: Iterable[str | Budget] = (),
+    costs: Mapping[str, CostModel] | None = None,
 ) -> list[Point]:
     """Maps from the least cost to the least predicted damage, none better than another in both.
 
     Args:
         table: one row a layer.
-        layers: what the costs are computed from.
-        cost: what is traded for damage: ``size``, ``bops`` or ``bits``.
+        layers: what the costs are computed from, with their pins, floors and groups.
+        cost: what is traded for damage: any cost that adds up, such as ``size``, ``bops`` or ``bits``.
         points: at most so many maps.
         budgets: what every map must meet besides.
+        costs: the cost models, :func:`mpsearch.cost.cost_models`, with measured latencies where there are any.
 
     Returns:
         By rising cost and falling damage; one of them is the knee.
     """
-    lookup("cost", COSTS, cost)
-    asked = (Budget(cost, 1.0, True), *(parse_budgets(budgets) if budgets else ()))
-    limits = tuple(limit_of(budget, layers, table.formats) for budget in asked)
-    reported = [limit_of(Budget(name, 1.0, True), layers, table.formats) for name in COSTS]
-    problem = Problem(table, limits)
-    answers = pareto(problem, 0, points)
+    costs = cost_models() if costs is None else costs
+    asked = parse_budgets((Budget(cost, math.inf), *(parse_budgets(budgets, costs) if budgets else ())), costs)
+    limits = [limit_of(budget, layers, table.formats, costs) for budget in asked]
+    if limits[0].costs.combine != "sum":
+        raise UsageError(f"no frontier over {cost}: it is the peak of a map, not a sum; give it as a budget")
+    problem = problem_of(table, layers, limits)
+    with naming_rules(layers):
+        answers = pareto(problem, 0, points)
     damages = [problem.predicted(answer.choice) for answer in answers]
-    corner = knee([limits[0].of(answer.choice) for answer in answers], damages)
+    corner = knee([problem.limits[0].of(answer.choice) for answer in answers], damages)
+    reported = _reported(limits, problem, layers, costs)
     return [
         Point(
             bitmap=problem.bitmap(answer.choice),
@@ -259,20 +299,37 @@ def frontier(
     ]
 
 
+def _reported(limits: Sequence[Limit], problem: Problem, layers: Layers, costs: Mapping[str, CostModel]) -> list[Limit]:
+    """The budgets, and every other cost that is known of all choices, in the units of the problem."""
+    others = [name for name in costs if name not in {limit.budget.cost for limit in limits}]
+    found = [*limits, *(limit_of(Budget(name, math.inf), layers, problem.formats, costs) for name in others)]
+    found = [replace(limit, costs=merged(limit.costs, layers)) for limit in found]
+    return [limit for limit in found if not np.isnan(limit.costs.values[problem.allowed]).any()]
+
+
+def _completed(solution: Solution, problem: Problem, limits: Sequence[Limit]) -> Solution:
+    """With the budgets that no solver saw, for cells that exceed them were no choices, and what else was left out."""
+    met = {str(limit.budget): limit.limit for limit in limits}
+    return replace(solution, limits=met, dominated=counted(problem))
+
+
 def _regroup(
     solution: Solution,
     channels: Table,
+    problem: Problem,
     layers: Layers,
-    limits: Sequence[Limit],
     groups: int,
+    models: Mapping[str, CostModel],
     evaluate: Callable[[BitMap], Measured] | None = None,
 ) -> Solution:
     """The solution with widths for single channels, where that is better; the whole layers then stand beside it."""
     started = time.perf_counter()
+    limits = problem.limits  # sums: what is a peak depends on activations, which stay as they are
+    channels = splittable(channels, problem, solution.bitmap)
 
     @cache
     def column(format: Format) -> dict[str, Array]:
-        costs = [COSTS[limit.budget.cost]()(layers, (format,)).values[:, 0] for limit in limits]
+        costs = [models[limit.budget.cost](layers, (format,)).values[:, 0] for limit in limits]
         return dict(zip((layer.name for layer in layers), np.stack(costs, axis=1), strict=True))
 
     found = split_channels(channels, solution.bitmap, limits, lambda name, format: column(format)[name], groups)
@@ -285,19 +342,28 @@ def _regroup(
     if not better:
         return replace(solution, seconds=seconds)
     whole = Baseline(solution.bitmap, solution.costs, solution.predicted, solution.error)
+    spent = {name: cost_of(name, found, layers, models) for name in solution.costs}
+    unknown = {name for name, value in spent.items() if math.isnan(value)}  # nobody measures single channels
+
+    def known(costs: Mapping[str, float]) -> dict[str, float]:
+        return {name: value for name, value in costs.items() if name not in unknown}
+
+    baselines = {**solution.baselines, "layer-wise": whole}
     return replace(
         solution,
         bitmap=found,
         predicted=after,
         error=error,
-        costs={name: cost_of(name, found, layers) for name in solution.costs},
+        costs=known(spent),
         seconds=seconds,
         method="channels",
-        baselines={**solution.baselines, "layer-wise": whole},
+        baselines={name: replace(baseline, costs=known(baseline.costs)) for name, baseline in baselines.items()},
     )
 
 
-def parse_budgets(budgets: str | Budget | Iterable[str | Budget]) -> tuple[Budget, ...]:
+def parse_budgets(
+    budgets: str | Budget | Iterable[str | Budget], costs: Mapping[str, CostModel] | None = None
+) -> tuple[Budget, ...]:
     """At least one budget, on costs that exist."""
     if not isinstance(budgets, (str, Budget, Iterable)):
         raise UsageError(f"the budgets are {budgets!r}: expected a list such as ['bits<=4']")
@@ -305,25 +371,42 @@ def parse_budgets(budgets: str | Budget | Iterable[str | Budget]) -> tuple[Budge
     if not several:
         raise UsageError("no budget given: name at least one, such as bits<=4")
     parsed = tuple(budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in several)
+    models = cost_models() if costs is None else costs
     for budget in parsed:
-        lookup("cost", COSTS, budget.cost)
+        if budget.cost == "latency" and "latency" not in models:
+            raise UsageError(f"the budget {budget} needs measured times: give a table of layer,format,milliseconds")
+        lookup("cost", models, budget.cost)
     return parsed
 
 
-def limit_of(budget: Budget, layers: Layers, columns: Sequence[Format]) -> Limit:
+def limit_of(
+    budget: Budget, layers: Layers, columns: Sequence[Format], costs: Mapping[str, CostModel] | None = None
+) -> Limit:
     """The budget with its cost table and its absolute limit."""
-    cost = lookup("cost", COSTS, budget.cost)()
+    cost = lookup("cost", cost_models() if costs is None else costs, budget.cost)
     full = cost(layers, (FLOAT,))
-    total = float(full.values.sum()) + full.constant
+    total = full.total(full.values[:, 0])
+    if budget.relative and math.isnan(total):
+        row = int(np.flatnonzero(np.isnan(full.values[:, 0]))[0])
+        raise UsageError(
+            f"{budget} is a share of the float generator, but the time of {layers[row].name},float is missing"
+        )
     return Limit(budget, cost(layers, columns), budget.absolute(total), total)
 
 
-def check_budgets(layers: Layers, formats: Sequence[Format], budgets: Sequence[Budget]) -> None:
-    """Raise ``InfeasibleBudget`` before anything is measured."""
+def check_budgets(
+    layers: Layers,
+    formats: Sequence[Format],
+    budgets: Sequence[Budget],
+    costs: Mapping[str, CostModel] | None = None,
+) -> None:
+    """Raise ``InfeasibleBudget``, or whatever is wrong with the tables of the costs, before anything is measured."""
+    models = cost_models() if costs is None else costs
     columns = layers.columns(formats)
     cells = [[0.0 if f in layers.choices(layer, formats) else np.nan for f in columns] for layer in layers]
     blank = Table(layers.units, columns, np.array(cells), np.zeros((len(layers), len(columns))), "none", "none")
-    check_feasible(Problem(blank, tuple(limit_of(budget, layers, columns) for budget in budgets)))
+    limits = [limit_of(budget, layers, columns, models) for budget in budgets]
+    _reported(limits, problem_of(blank, layers, limits), layers, models)
 
 
 def with_seed(methods: Sequence[T], seed: int) -> tuple[T, ...]:
@@ -452,9 +535,11 @@ def size_of(bitmap: Mapping[str, Format], layers: Layers) -> int:
     return int(cost_of("size", bitmap, layers))
 
 
-def cost_of(cost: str, bitmap: Mapping[str, Format], layers: Layers) -> float:
-    """What a map costs; layers that it does not name are float."""
+def cost_of(
+    cost: str, bitmap: Mapping[str, Format], layers: Layers, costs: Mapping[str, CostModel] | None = None
+) -> float:
+    """What a map costs; layers that it does not name are float. NaN where a time was not measured."""
     columns = tuple(dict.fromkeys([FLOAT, *bitmap.values()]))
-    table = lookup("cost", COSTS, cost)()(layers, columns)
+    table = lookup("cost", cost_models() if costs is None else costs, cost)(layers, columns)
     picked = [columns.index(bitmap.get(layer.name, FLOAT)) for layer in layers]
-    return float(table.values[np.arange(len(layers)), picked].sum()) + table.constant
+    return table.total(table.values[np.arange(len(layers)), picked])

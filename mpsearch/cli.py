@@ -36,6 +36,9 @@ Config = Annotated[Path | None, typer.Argument(help="A run config in YAML; witho
 ConfigOption = Annotated[Path | None, typer.Option(help="A run config in YAML; without one, the embedded generator.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continues in it. By default runs/NAME.")]
 BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
+LatencyFile = Annotated[
+    Path | None, typer.Option("--latency", help="Measured layer,format,milliseconds (.csv, .json).")
+]
 FormatOption = Annotated[list[str] | None, typer.Option("--format", help="w2 … w8, w4a8, fp16 …; may be repeated.")]
 Effort = Annotated[str | None, typer.Option(help="fast, standard or thorough.")]
 Groups = Annotated[int | None, typer.Option(help="Different widths that the channels of one layer may have.")]
@@ -58,6 +61,9 @@ def layers(config: Config = None, out: Out = None) -> None:
                 layer.name, layer.kind, shape, number(layer.numel), number(layer.macs), number(layer.act_elements)
             )
     screen.print(sheet)
+    for layer in run.layers:
+        if layer.rule:
+            screen.print(f"{layer.name}: {layer.rule}", soft_wrap=True, highlight=False)
     screen.print(f"{len(run.layers)} layers, {run.layers.numel:,} weights; {run.layers.rest_bytes:,} bytes stay float")
 
 
@@ -98,7 +104,8 @@ def sensitivity(
 @app.command()
 def search(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
-    effort: Effort = None, solver: SolverOption = None, groups: Groups = None, seed: Seed = None,
+    effort: Effort = None, solver: SolverOption = None, groups: Groups = None, latency: LatencyFile = None,
+    seed: Seed = None,
 ) -> None:  # fmt: skip
     """Find the best bit map under the budgets.
 
@@ -106,7 +113,7 @@ def search(
     """
     chosen = {"name": solver} if solver else None
     asked = {"budgets": budget, "formats": formats, "effort": effort, "solver": chosen, "groups": groups, "seed": seed}
-    with working(config, out, **asked) as run:
+    with working(config, out, latency=latency and latency.resolve(), **asked) as run:
         solution = run.solution
     show_solution(solution)
 
@@ -189,14 +196,14 @@ def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed:
 @app.command()
 def run(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
-    effort: Effort = None, groups: Groups = None, seed: Seed = None,
+    effort: Effort = None, groups: Groups = None, latency: LatencyFile = None, seed: Seed = None,
 ) -> None:  # fmt: skip
     """Everything: layers, sensitivity, search, validation, export and report.
 
     Example: `mpsearch run my.yaml --budget 'bits<=3' --effort fast --out runs/mine`
     """
     asked = {"budgets": budget, "formats": formats, "effort": effort, "groups": groups, "seed": seed}
-    with working(config, out, **asked) as work:
+    with working(config, out, latency=latency and latency.resolve(), **asked) as work:
         solution, quality = work.solution, work.quality
         work.export()
         report = work.report()
@@ -223,6 +230,9 @@ def show_solution(solution: Solution) -> None:
     screen.print(sheet)
     for text, limit in solution.limits.items():
         screen.print(f"budget {text}: {number(solution.costs[text.split('<=')[0]])} <= {number(limit)}")
+    if solution.dominated:
+        left = ", ".join(f"{format} ({n} of the layers)" for format, n in solution.dominated.items())
+        screen.print(f"left out, for they cost more and hurt more than others: {left}", soft_wrap=True)
 
 
 def show_quality(quality: QualityReport) -> None:

@@ -36,10 +36,13 @@ class SamplesConfig(_Strict):
 
 
 class LayersConfig(_Strict):
-    """Globs of layer names."""
+    """Globs of layer names: what to search, what is settled (a format, the fewest bits), what shares one format."""
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    pin: dict[str, str] = {}
+    floor: dict[str, float] = {}
+    together: tuple[tuple[str, ...], ...] = ()
 
 
 class MethodConfig(_Strict):
@@ -68,6 +71,7 @@ class RunConfig(_Strict):
     layers: LayersConfig = LayersConfig()
     formats: tuple[str, ...] = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
     budgets: tuple[str, ...] = ("bits<=4",)
+    latency: Path | None = None
     estimator: MethodConfig = MethodConfig(name="one-pass")
     effort: Effort = "standard"
     groups: int = Field(default=1, ge=1)

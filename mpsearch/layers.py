@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from mpsearch.model import (
     state_keys,
     weight_names,
 )
-from mpsearch.types import Layer, Layers
+from mpsearch.types import Floors, Layer, Layers, Pins, Together, matching, ruled
 
 
 def find_layers(
@@ -34,6 +33,9 @@ def find_layers(
     batch: Sequence[Any],
     include: Iterable[str] = ("*",),
     exclude: Iterable[str] = (),
+    pin: Pins | None = None,
+    floor: Floors | None = None,
+    together: Together | None = None,
 ) -> Layers:
     """Every tensor called ``weight`` or ``*_weight`` with two dimensions or more, in module order.
 
@@ -43,9 +45,12 @@ def find_layers(
             activation elements, both for one sample.
         include: globs of layer names to keep; a name counts under each of its tied aliases.
         exclude: globs of layer names to leave float; they then count as part of the rest.
+        pin: glob → the one format of the layers that it matches.
+        floor: glob → the fewest weight bits of the layers that it matches.
+        together: lists of globs; the layers that one list matches share one format.
 
     Raises:
-        UsageError: a glob matches no layer (the closest name is given), or nothing is left.
+        UsageError: a glob matches no layer (the closest name is given), nothing is left, or rules contradict.
         ModelError: the forward pass fails, or a weight holds NaN or infinite values.
     """
     batch = (batch,) if isinstance(batch, Tensor) else batch
@@ -67,9 +72,11 @@ def find_layers(
                 float_bytes=sum(sizes.get(key, 0) for key in site.keys),
                 state_keys=site.keys,
                 aliases=site.names[1:],
+                largest_input=max((use.largest_input for use in uses), default=0),
             )
         )
-    return Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
+    layers = Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
+    return ruled(layers, pin, floor, together)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +104,7 @@ class Site:
 class _Usage:
     macs: int = 0
     act_elements: int = 0
+    largest_input: int = 0
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -115,6 +123,8 @@ def find_sites(model: nn.Module) -> list[Site]:
             local = state_keys(module, tensor)
             value = effective_weight(module, tensor)
             assert value is not None  # weight_names lists only tensors that exist
+            if not value.numel():  # nothing to quantize
+                continue
             if not bool(torch.isfinite(value).all()):
                 bad = int((~torch.isfinite(value)).sum())
                 raise ModelError(f"{name} holds {bad} NaN or infinite values of {value.numel()}")
@@ -143,9 +153,7 @@ def _globs(patterns: Iterable[str]) -> tuple[str, ...]:
 def _select(sites: list[Site], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Site]:
     names = [name for site in sites for name in site.names]
     for pattern in (*include, *exclude):
-        if not fnmatch.filter(names, pattern):
-            close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-            raise UsageError(f"the pattern {pattern!r} matches no layer; the closest is {close[0]!r}")
+        matching(pattern, names)
 
     def hit(site: Site, patterns: tuple[str, ...]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for name in site.names for pattern in patterns)
@@ -184,15 +192,15 @@ def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[
     users: dict[int, list[tuple[int, str, int]]] = {}
     for site in sites:
         for module, tensor in site.owners:
-            entry = (id(module), tensor, max(1, site.weight.numel()))
+            entry = (id(module), tensor, site.weight.numel())
             users.setdefault(_user(model, module, meter), []).append(entry)
     usage: dict[tuple[int, str], _Usage] = {}
     for key, entries in users.items():
-        macs, elements = meter.seen.get(key, (0, 0))
+        macs, elements, largest = meter.seen.get(key, (0, 0, 0))
         total = sum(numel for *_, numel in entries)
         for who, tensor, numel in entries:
-            called = elements if who == key else 0
-            usage[who, tensor] = _Usage(round(macs * numel / total / samples), round(called / samples))
+            reads = (elements, largest) if who == key else (0, 0)
+            usage[who, tensor] = _Usage(round(macs * numel / total / samples), *(round(n / samples) for n in reads))
     return usage
 
 
@@ -220,7 +228,8 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: dict[int, tuple[int, int]] = {}  # module -> (MACs, input elements), all calls together
+        # module -> (MACs, input elements, both of all calls together, input elements of the largest call)
+        self.seen: dict[int, tuple[int, int, int]] = {}
         self._flops = [0, 0]  # outside attention products, in them
         self._stack: list[tuple[int, list[int]]] = []  # (flops at the start, flops of children)
 
@@ -250,6 +259,6 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._stack:
             self._stack[-1][1].append(flops)
         read = sum(tensor.numel() for tensor in input_tensors(module, args, kwargs).values())
-        macs, elements = self.seen.get(id(module), (0, 0))
+        macs, elements, largest = self.seen.get(id(module), (0, 0, 0))
         macs += max(0, flops - sum(nested)) // 2
-        self.seen[id(module)] = (macs, elements + read)
+        self.seen[id(module)] = (macs, elements + read, max(largest, read))

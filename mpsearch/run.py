@@ -17,13 +17,13 @@ from mpsearch import api
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.config import RunConfig
-from mpsearch.cost import COSTS
+from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
 from mpsearch.inputs import SOURCES, draw
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
-from mpsearch.protocols import Estimator, FeatureNet, Solver
+from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
 from mpsearch.quant import applied
 from mpsearch.registry import lookup, make
@@ -97,17 +97,23 @@ class Run:
     @cached_property
     def layers(self) -> Layers:
         """``layers.json``."""
-        include, exclude = self.config.layers.include, self.config.layers.exclude
-        key = fingerprint(self._identity, include, exclude)
+        chosen = self.config.layers
+        key = fingerprint(self._identity, chosen.model_dump(mode="json"))
         first = self._calibration(self.config.samples.calibration, 0)
         return self.folder.stage(
             "layers",
             "mpsearch-layers/1",
             key,
-            lambda: find_layers(self.model, first.batches[0], include, exclude),
+            lambda: find_layers(self.model, first.batches[0], **dict(chosen)),
             Layers.to_json,
             Layers.from_json,
         )
+
+    @cached_property
+    def costs(self) -> dict[str, CostModel]:
+        """The cost models; ``latency`` among them where the config names a table of it."""
+        path = self.config.latency
+        return cost_models(None if path is None else self.config.base / path)
 
     @cached_property
     def subject(self) -> Subject:
@@ -199,13 +205,15 @@ class Run:
         if config.solver is not None:
             solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
         solvers = api.with_seed(solvers, config.seed)
-        api.check_budgets(self.layers, parse_formats(config.formats), api.parse_budgets(config.budgets))
+        budgets = api.parse_budgets(config.budgets, self.costs)
+        api.check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
+        asked = [config.budgets, config.effort, str(solvers), config.groups, str(self.costs.get("latency"))]
         return self.folder.stage(
             "bitmap",
             "mpsearch-bitmap/1",
-            fingerprint(self.sensitivity.to_json(), config.budgets, config.effort, str(solvers), config.groups),
+            fingerprint(self.sensitivity.to_json(), *asked),
             lambda: api.search(
-                self.sensitivity, self.layers, config.budgets, solvers, self.subject, config.groups, self.channels
+                self.sensitivity, self.layers, budgets, solvers, self.subject, config.groups, self.channels, self.costs
             ),
             Solution.to_json,
             Solution.from_json,
@@ -253,8 +261,12 @@ class Run:
         for name, given in maps.items():
             bitmap = self._addressed(given, name)
             quality = self.validate(bitmap, f"quality-{name}")
-            costs = {cost: api.cost_of(cost, bitmap, self.layers) for cost in COSTS}
+            costs = {cost: api.cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
             rows[name] = {"costs": costs, "quality": quality.to_json()}
+        for cost in self.costs:
+            if any(math.isnan(row["costs"][cost]) for row in rows.values()):  # nobody measured a format of some map
+                for row in rows.values():
+                    del row["costs"][cost]
         write_json(self.folder.path / "comparison.json", "mpsearch-comparison/1", {"maps": rows})
         points = {
             name: (row["costs"]["bits"], row["quality"]["psnr_db"]["value"])
@@ -269,11 +281,12 @@ class Run:
 
         The damage is in the table's measure; a mean squared error in dB too, of the range of the float images.
         """
-        lookup("cost", COSTS, cost)
+        lookup("cost", self.costs, cost)
         if budgets:
-            api.check_budgets(self.layers, parse_formats(self.config.formats), api.parse_budgets(budgets))
+            asked = api.parse_budgets(budgets, self.costs)
+            api.check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
         table = self.sensitivity
-        found = api.frontier(table, self.layers, cost, points, budgets)
+        found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
         peak = span(self.subject.reference) if table.measure == "mse" else 0.0
         rows = [{**point.to_json(), "predicted_db": decibels(point.predicted, peak)} for point in found]
         about = {"cost": cost, "budgets": list(budgets), "measure": table.measure, "peak": peak or None}

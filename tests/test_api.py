@@ -112,7 +112,8 @@ def test_an_impossible_budget_says_the_smallest_feasible_value(deconv, snapshot)
     ("arguments", "error", "message"),
     [
         ({"budgets": []}, UsageError, "no budget given"),
-        ({"budgets": ["latency<=8"]}, UsageError, r"unknown cost 'latency'; the closest is"),
+        ({"budgets": ["bites<=8"]}, UsageError, r"unknown cost 'bites'; the closest is 'bits'"),
+        ({"budgets": ["latency<=8"]}, UsageError, "latency<=8ms needs measured times"),
         ({"formats": ["w4", "w11"]}, UsageError, "unknown format 'w11'"),
         ({"formats": []}, UsageError, "no formats given"),
         (

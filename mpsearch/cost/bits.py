@@ -20,6 +20,6 @@ class Bits:
     def __call__(self, layers: Layers, formats: Sequence[Format]) -> Table:
         def share(layer: Layer, format: Format) -> float:
             codes = layer.numel * (format.weight_bits or FLOAT_BITS)
-            return (codes + 8 * grouping_bytes(format)) / layers.numel
+            return (codes + 8 * grouping_bytes(format)) / max(layers.numel, 1)
 
         return fill(layers, formats, share, "bits")

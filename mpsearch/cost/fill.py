@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mpsearch.types import Format, Layer, Layers, Table
+from mpsearch.types.table import Combine
 
 
 def fill(
@@ -15,8 +16,10 @@ def fill(
     rule: Callable[[Layer, Format], float],
     measure: str,
     constant: float = 0.0,
+    combine: Combine = "sum",
 ) -> Table:
     """``rule`` for every cell that a layer allows, NaN elsewhere; exact, so without error."""
     cells = [[rule(layer, f) if layer.allows(f) else np.nan for f in formats] for layer in layers]
-    values = np.array(cells, np.float64)
-    return Table(layers.units, tuple(formats), values, np.zeros_like(values), measure, measure, constant)
+    values = np.array(cells, np.float64).reshape(len(layers), len(formats))
+    zeros = np.zeros_like(values)
+    return Table(layers.units, tuple(formats), values, zeros, measure, measure, constant, combine=combine)

@@ -38,7 +38,7 @@ def code_bytes(layer: Layer, format: Format) -> int:
     """Codes of one layer; channels of one width lie together, padded to a whole byte."""
     if format.channel_bits is None:
         return -(-layer.numel * int(format.weight_bits or 0) // 8)
-    each = layer.numel // layer.channels
+    each = layer.numel // max(layer.channels, 1)
     return sum(-(-each * n * bits // 8) for bits, n in Counter(format.channel_bits).items())
 
 

@@ -42,7 +42,9 @@ def _budget(solution: Solution) -> str:
         rows.append([f"`{text}`", number(limit), number(cost), "yes" if within(cost, limit) else "NO"])
     budget = markdown(["budget", "limit", "this map", "met"], rows)
     others = ", ".join(f"{name} {number(value)}" for name, value in solution.costs.items())
-    return f"{budget}\n\nAll costs of the map: {others}."
+    left = ", ".join(f"`{format}` ({n} of the layers)" for format, n in solution.dominated.items())
+    note = f"\n\nLeft out of the search, for they cost more and hurt more than others: {left}." if left else ""
+    return f"{budget}\n\nAll costs of the map: {others}.{note}"
 
 
 def _baselines(solution: Solution, quality: QualityReport) -> str:
@@ -81,7 +83,7 @@ def _layers(layers: Layers, table: Table, solution: Solution) -> str:
                 f"`{layer.name}`",
                 str(layer.numel),
                 f"{layer.macs / 1e6:.2f}",
-                f"**{solution.bitmap[layer.name].short}**",
+                f"**{solution.bitmap[layer.name].short}**{f' ({layer.rule})' if layer.rule else ''}",
                 *values,
             ]
         )

@@ -2,8 +2,9 @@
 
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
-from mpsearch.search.channels import predicted_by_channel, split_channels
+from mpsearch.search.channels import predicted_by_channel, split_channels, splittable
 from mpsearch.search.diverse import diverse
+from mpsearch.search.dominated import counted, dominated, undominated
 from mpsearch.search.feasible import check_feasible
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
@@ -12,6 +13,7 @@ from mpsearch.search.pareto import knee, pareto
 from mpsearch.search.refine import Refine
 from mpsearch.search.size_only import SizeOnly
 from mpsearch.search.uniform import Uniform
+from mpsearch.search.units import merged, naming_rules, problem_of
 
 SOLVERS: dict[str, type[Solver]] = {
     "ilp": Ilp,
@@ -31,10 +33,17 @@ __all__ = [
     "SizeOnly",
     "Uniform",
     "check_feasible",
+    "counted",
     "diverse",
+    "dominated",
     "knee",
+    "merged",
+    "naming_rules",
     "pareto",
     "predicted_by_channel",
+    "problem_of",
     "solve",
     "split_channels",
+    "splittable",
+    "undominated",
 ]

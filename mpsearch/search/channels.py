@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -36,6 +36,23 @@ def predicted_by_channel(table: Table, bitmap: BitMap) -> float:
     return total
 
 
+def splittable(table: Table, problem: Problem, bitmap: BitMap) -> Table:
+    """The rows of layers that may have several widths, and in them those that the layer may have with its activations.
+
+    Pinned layers have but one; layers that are together stay as they are: what they share is one format.
+    """
+    widths = {}
+    for unit, allowed in zip(problem.units, problem.allowed, strict=True):
+        if not unit.others:
+            own = [format for format, may in zip(problem.formats, allowed, strict=True) if may]
+            widths[unit.layer] = {f.bits for f in own if f.act_bits == bitmap[unit.layer].act_bits}
+    rows = [row for row, unit in enumerate(table.units) if unit.layer in widths]
+    may = [[format.bits in widths[table.units[row].layer] for format in table.formats] for row in rows]
+    values = np.where(np.reshape(may, (len(rows), len(table.formats))), table.values[rows], np.nan)
+    units = tuple(table.units[row] for row in rows)
+    return replace(table, units=units, values=values, stderr=table.stderr[rows])
+
+
 @dataclass(frozen=True)
 class _Split:
     """One layer that is split: its rows in the table, and what its formats cost under every budget."""
@@ -57,7 +74,7 @@ def split_channels(
     again over those sets.
 
     Args:
-        table: a row a channel, integer formats; layers without rows stay as they are.
+        table: a row a channel, integer formats, NaN = not allowed; layers without rows stay as they are.
         bitmap: a map of whole layers; its activations, and what it leaves float, stay.
         limits: the budgets.
         cost_of: the cost of a whole layer in any format.
@@ -71,7 +88,7 @@ def split_channels(
     kept = [cost_of(name, format) for name, format in bitmap.items() if name not in {s.name for s in splits}]
     base = np.array([limit.costs.constant for limit in limits]) + np.sum(kept, axis=0, initial=0.0)
     used = [1] * len(splits)
-    allowed = np.ones(table.values.shape, bool)
+    allowed = ~np.isnan(table.values)
     slack = np.zeros(len(limits))  # costs are whole bytes, those of single channels are not
     best: BitMap | None = None
     least = np.inf
@@ -127,6 +144,8 @@ def _splits(table: Table, bitmap: BitMap, cost_of: CostOf, groups: int) -> list[
             widths = [table.formats[c % n].bits or 0 for c in range(len(own))]
             codes = np.mean([whole[c % n] for c in range(len(own))], axis=0)
             saying.append(cost_of(name, Format.of_channels(widths, act)) - codes)
+        if np.isnan(whole).any() or np.isnan(saying).any():  # a latency that nobody measured
+            continue
         found.append(_Split(name, slice(own[0], own[-1] + 1), act, whole / len(own), np.stack(saying)))
     return found
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mpsearch.errors import InfeasibleBudget
 from mpsearch.protocols import Solver
+from mpsearch.search.dominated import undominated
 from mpsearch.search.feasible import check_feasible
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.size_only import SizeOnly
@@ -35,7 +36,7 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
     baselines = _baselines(problem)
     uniform = filter(problem.feasible, uniform_choices(problem))
     starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
-    searched = [solver(replace(problem, starts=starts)) for solver in solvers]
+    searched = [solver(undominated(replace(problem, starts=starts))) for solver in solvers]
     best = min([exact, *searched, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
     proposed = problem.predicted(exact.choice)
     bitmap = problem.bitmap(best.choice)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpsearch.errors import InfeasibleBudget
 from mpsearch.search.feasible import check_feasible
-from mpsearch.types import Answer, Choice, Problem
+from mpsearch.types import FLOAT_BITS, Answer, Choice, Problem
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,15 @@ class Uniform:
 
 
 def uniform_choices(problem: Problem) -> list[Choice]:
-    """One map a format; a unit that cannot take it takes its weight-only form, and without that there is no map."""
+    """One map a format. A unit that cannot take it (pinned, floored, no activations) takes what is nearest to it."""
+    bits = problem.bits()
+    acts = np.array([format.act_bits or FLOAT_BITS for format in problem.formats])
     found: dict[tuple[int, ...], Choice] = {}
-    for column, format in enumerate(problem.formats):
-        spare = problem.formats.index(format.weight_only) if format.weight_only in problem.formats else column
-        choice = np.where(problem.allowed[:, column], column, spare)
-        if problem.allowed[np.arange(len(choice)), choice].all():
-            found.setdefault(tuple(choice), choice.astype(np.int64))
+    for column in range(len(bits)):
+        # Nearest: as many weight bits, or more rather than fewer; then by the bits of the activations.
+        fewer = np.where(bits < bits[column], FLOAT_BITS, 0)
+        distance = (np.abs(bits - bits[column]) + fewer) * FLOAT_BITS + np.abs(acts - acts[column])
+        nearest = np.where(problem.allowed, distance, np.inf).argmin(axis=1)
+        choice = np.where(problem.allowed[:, column], column, nearest)
+        found.setdefault(tuple(choice), choice.astype(np.int64))
     return list(found.values())

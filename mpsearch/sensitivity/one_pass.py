@@ -80,8 +80,9 @@ class OnePass:
         values, stderr = (np.where(allowed, found[: len(layers)], np.nan) for found in (total[0], np.sqrt(total[1])))
         tables = [Table(layers.units, columns, values, stderr, "mse", source)]
         if channels:
-            own = [at for at, format in enumerate(columns) if format.bits and not format.act_bits]
-            kinds = tuple(columns[at] for at in own)
+            widths = [format.weight_only for format in columns]
+            kinds = tuple(dict.fromkeys(format for format in widths if format.bits))
+            own = [widths.index(kind) for kind in kinds]
             kept = total[:, len(layers) :, own]
             tables.append(Table(tuple(parts), kinds, kept[0], np.sqrt(kept[1]), "mse", source))
         return tables

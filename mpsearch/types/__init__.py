@@ -6,6 +6,7 @@ from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.frontier import Point
 from mpsearch.types.layer import Layer, Layers, Unit
 from mpsearch.types.quality import Interval, QualityReport
+from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
 from mpsearch.types.table import Table
 
@@ -18,18 +19,23 @@ __all__ = [
     "BitMap",
     "Budget",
     "Choice",
+    "Floors",
     "Format",
     "Interval",
     "Layer",
     "Layers",
     "Limit",
     "Measured",
+    "Pins",
     "Point",
     "Problem",
     "QualityReport",
     "Solution",
     "Table",
+    "Together",
     "Unit",
+    "matching",
     "parse_formats",
+    "ruled",
     "within",
 ]

@@ -36,7 +36,7 @@ class BitMap(Mapping[str, Format]):
         parts: dict[str, dict[int, Format]] = {}
         for unit, format in choices.items():
             if unit.channels is None:
-                formats[unit.layer] = format
+                formats.update(dict.fromkeys((unit.layer, *unit.others), format))
             else:
                 parts.setdefault(unit.layer, {}).update(dict.fromkeys(unit.channels, format))
         for layer, found in parts.items():

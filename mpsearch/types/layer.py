@@ -10,7 +10,7 @@ from typing import Any, overload
 from pydantic import TypeAdapter
 
 from mpsearch.errors import ArtifactError, UsageError
-from mpsearch.types.format import Format
+from mpsearch.types.format import FLOAT_BITS, Format
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Layer:
         float_bytes: bytes of the ``state_dict`` entries that a quantized copy replaces.
         state_keys: those entries.
         aliases: further names of the very same tensor (tied weights); they share one format.
+        largest_input: input activation elements of the largest single call, for one sample; None = ``act_elements``.
+        pin: the only format that the layer may take.
+        floor: the fewest weight bits that it may have.
+        group: name of the first of the layers that it shares one format with; None = it has its own.
     """
 
     name: str
@@ -39,6 +43,10 @@ class Layer:
     float_bytes: int
     state_keys: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    largest_input: int | None = None
+    pin: Format | None = None
+    floor: float | None = None
+    group: str | None = None
 
     @property
     def numel(self) -> int:
@@ -49,20 +57,48 @@ class Layer:
         return self.shape[self.channel_axis]
 
     def allows(self, format: Format) -> bool:
-        """Whether the layer can take ``format``: activations only where the owner is called, a width a channel."""
+        """Whether the layer can take ``format``: activations only where the owner is called, a width a channel.
+
+        What the user wants is another matter: :meth:`Layers.choices` knows pins and floors.
+        """
         fits = format.channel_bits is None or len(format.channel_bits) == self.channels
         return fits and (format.act_bits is None or self.act_elements > 0)
+
+    def reaches_floor(self, format: Format) -> bool:
+        return (format.weight_bits or FLOAT_BITS) >= (self.floor or 0)
+
+    @property
+    def rule(self) -> str:
+        """What the user asked of the layer, in words; empty where nothing."""
+        pinned = f"pinned to {self.pin}" if self.pin else ""
+        floored = f"held to {self.floor:g} bits or more" if self.floor and not self.pin else ""
+        together = f"together with {self.group}" if self.group not in (None, self.name) else ""
+        return ", ".join(filter(None, (pinned, floored, together)))
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A set of output channels of one layer, all of them by default: the thing a solver assigns a format to."""
+    """A set of output channels of one layer, all of them by default: the thing a solver assigns a format to.
+
+    Attributes:
+        layer: its name.
+        channels: the output channels; None = all.
+        others: further whole layers that take the same format.
+    """
 
     layer: str
     channels: tuple[int, ...] | None = None
+    others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.channels == () or (self.others and self.channels is not None):
+            problem = "no channels" if self.channels == () else "channels, so that no other layer can share them"
+            raise UsageError(f"a unit of {self.layer} has {problem}")
 
     def __str__(self) -> str:
-        return self.layer if self.channels is None else f"{self.layer}[{','.join(map(str, self.channels))}]"
+        if self.channels is not None:
+            return f"{self.layer}[{','.join(map(str, self.channels))}]"
+        return " + ".join((self.layer, *self.others))
 
 
 @dataclass(frozen=True)
@@ -99,22 +135,51 @@ class Layers(Sequence[Layer]):
     def numel(self) -> int:
         return sum(layer.numel for layer in self.items)
 
+    def together(self, layer: Layer) -> tuple[Layer, ...]:
+        """The layers that share one format with ``layer``, itself among them."""
+        if layer.group is None:
+            return (layer,)
+        return tuple(other for other in self.items if other.group == layer.group)
+
     def columns(self, formats: Sequence[Format]) -> tuple[Format, ...]:
-        """The formats, and the weight-only form of each where some layer cannot take activations."""
+        """The formats, the weight-only form of each where some layer cannot take activations, and the pins.
+
+        Raises:
+            UsageError: a layer is left without any choice; it is named.
+        """
+        for layer in self.items:
+            if not self.choices(layer, formats):
+                names = " + ".join(member.name for member in self.together(layer))
+                given = ", ".join(map(str, formats))
+                if layer.floor and not any(map(layer.reaches_floor, formats)):
+                    raise UsageError(f"{names} has a floor of {layer.floor:g} bits, above every format of {given}")
+                raise UsageError(f"{names} can take none of {given}")
         reduced = [f.weight_only for f in formats if not all(layer.allows(f) for layer in self.items)]
-        return tuple(dict.fromkeys([*formats, *reduced]))
+        pins = [layer.pin for layer in self.items if layer.pin]
+        return tuple(dict.fromkeys([*formats, *reduced, *pins]))
 
     def choices(self, layer: Layer, formats: Sequence[Format]) -> tuple[Format, ...]:
-        """What ``layer`` may take of ``formats``, in that order; weight-only forms where it must."""
-        return tuple(dict.fromkeys(f if layer.allows(f) else f.weight_only for f in formats))
+        """What ``layer`` may take of ``formats``, in that order; weight-only forms where it, or one of the layers that
+        it shares its format with, must. A pinned layer may take its pin alone, whether ``formats`` have it or not."""
+        if layer.pin:
+            return (layer.pin,)
+        members = self.together(layer)
+        usable = dict.fromkeys(f if all(m.allows(f) for m in members) else f.weight_only for f in formats)
+        return tuple(f for f in usable if layer.reaches_floor(f) and all(m.allows(f) for m in members))
 
     def to_json(self) -> dict[str, Any]:
-        return {"rest_bytes": self.rest_bytes, "layers": [asdict(layer) for layer in self.items]}
+        entries = [asdict(layer) | {"pin": str(layer.pin) if layer.pin else None} for layer in self.items]
+        return {"rest_bytes": self.rest_bytes, "layers": entries}
 
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> Layers:
         try:
-            layers = tuple(TypeAdapter(Layer).validate_python(entry) for entry in payload["layers"])
+            entries = [entry | {"pin": _pin(entry.get("pin"))} for entry in payload["layers"]]
+            layers = tuple(TypeAdapter(Layer).validate_python(entry) for entry in entries)
             return cls(layers, int(payload["rest_bytes"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
             raise ArtifactError(f"not a list of layers: {str(error).splitlines()[0]}") from None
+
+
+def _pin(text: str | None) -> Format | None:
+    return None if text is None else Format.parse(text)

@@ -49,7 +49,7 @@ class Limit:
     Attributes:
         budget: as the user wrote it.
         costs: the cost of every choice.
-        limit: the most that their sum may be, in the cost's own unit.
+        limit: the most that they may be together, in the cost's own unit.
         full: the cost of the float generator.
     """
 
@@ -59,7 +59,7 @@ class Limit:
     full: float
 
     def of(self, choice: Choice) -> float:
-        return float(self.costs.values[np.arange(len(choice)), choice].sum()) + self.costs.constant
+        return self.costs.total(self.costs.values[np.arange(len(choice)), choice])
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +192,7 @@ class Solution:
         method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform`` or ``size-only``.
         evaluations: true evaluations spent on whole maps.
         baselines: ``uniform`` (the best feasible one) and ``size-only``, where feasible.
+        dominated: format → units in which it was left out of the search: another costs no more and hurts less.
     """
 
     bitmap: BitMap
@@ -206,6 +207,7 @@ class Solution:
     method: str
     evaluations: int = 0
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    dominated: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -221,6 +223,7 @@ class Solution:
             "evaluations": self.evaluations,
             "method": self.method,
             "baselines": {name: baseline.to_json() for name, baseline in self.baselines.items()},
+            "dominated": dict(self.dominated),
         }
 
     @classmethod
@@ -231,6 +234,7 @@ class Solution:
             return cls(
                 bitmap=BitMap.from_json(payload),
                 baselines={name: Baseline.from_json(entry) for name, entry in payload["baselines"].items()},
+                dominated=TypeAdapter(dict[str, int]).validate_python(payload.get("dominated", {})),
                 **{name: TypeAdapter(hints[name]).validate_python(payload[name]) for name in plain},
             )
         except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:

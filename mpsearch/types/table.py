@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.format import Format
 from mpsearch.types.layer import Unit
 
 Array = NDArray[np.float64]
+Combine = Literal["sum", "max"]
 
 
 def _nullable(values: Array) -> list[list[float | None]]:
@@ -26,7 +28,7 @@ def _floats(rows: Any) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """``values[i, j]``: what it does, or costs, to store ``units[i]`` as ``formats[j]``. Additive over units.
+    """``values[i, j]``: what it does, or costs, to store ``units[i]`` as ``formats[j]``.
 
     Attributes:
         units: rows.
@@ -37,6 +39,7 @@ class Table:
         source: the method that made it, with its options.
         constant: added once to any sum (bytes that stay float, the noise floor is *not* one).
         notes: further scalar facts of the method (noise floor, seconds, probes).
+        combine: what units make together: their ``sum``, or the ``max`` of them (peak memory).
     """
 
     units: tuple[Unit, ...]
@@ -47,6 +50,7 @@ class Table:
     source: str
     constant: float = 0.0
     notes: Mapping[str, float] | None = None
+    combine: Combine = "sum"
 
     def __post_init__(self) -> None:
         shape = (len(self.units), len(self.formats))
@@ -58,6 +62,12 @@ class Table:
         format = Format.parse(format) if isinstance(format, str) else format
         return float(self.values[self.units.index(unit), self.formats.index(format)])
 
+    def total(self, picked: Array) -> float:
+        """The whole of one value a unit."""
+        if self.combine == "max":
+            return max(float(picked.max(initial=0.0)), self.constant)
+        return float(picked.sum()) + self.constant
+
     def to_json(self) -> dict[str, Any]:
         return {
             "measure": self.measure,
@@ -65,7 +75,11 @@ class Table:
             "constant": self.constant,
             "notes": dict(self.notes or {}),
             "formats": [str(f) for f in self.formats],
-            "units": [{"layer": u.layer, "channels": u.channels} for u in self.units],
+            "combine": self.combine,
+            "units": [
+                {"layer": u.layer, "channels": u.channels} | ({"others": list(u.others)} if u.others else {})
+                for u in self.units
+            ],
             "values": _nullable(self.values),
             "stderr": _nullable(self.stderr),
         }
@@ -75,7 +89,10 @@ class Table:
         try:
             return cls(
                 units=tuple(
-                    Unit(u["layer"], None if u["channels"] is None else tuple(u["channels"])) for u in payload["units"]
+                    Unit(
+                        u["layer"], None if u["channels"] is None else tuple(u["channels"]), tuple(u.get("others", ()))
+                    )
+                    for u in payload["units"]
                 ),
                 formats=tuple(Format.parse(f) for f in payload["formats"]),
                 values=_floats(payload["values"]),
@@ -84,6 +101,7 @@ class Table:
                 source=payload["source"],
                 constant=float(payload["constant"]),
                 notes=dict(payload["notes"]),
+                combine=TypeAdapter(Combine).validate_python(payload.get("combine", "sum")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise ArtifactError(f"not a table of units and formats: {error}") from None
