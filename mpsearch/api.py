@@ -32,8 +32,10 @@ from mpsearch.search import (
     Bayes,
     Refine,
     counted,
+    knee,
     merged,
     naming_rules,
+    pareto,
     predicted_by_channel,
     problem_of,
     solve,
@@ -53,6 +55,7 @@ from mpsearch.types import (
     Limit,
     Measured,
     Pins,
+    Point,
     Problem,
     QualityReport,
     Solution,
@@ -250,6 +253,50 @@ def search(
         solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
+
+
+def frontier(
+    table: Table,
+    layers: Layers,
+    cost: str = "size",
+    points: int = 40,
+    budgets: Iterable[str | Budget] = (),
+    costs: Mapping[str, CostModel] | None = None,
+) -> list[Point]:
+    """Maps from the least cost to the least predicted damage, none better than another in both.
+
+    Args:
+        table: one row a layer.
+        layers: what the costs are computed from, with their pins, floors and groups.
+        cost: what is traded for damage: any cost that adds up, such as ``size``, ``bops`` or ``bits``.
+        points: at most so many maps.
+        budgets: what every map must meet besides.
+        costs: the cost models, :func:`mpsearch.cost.cost_models`, with measured latencies where there are any.
+
+    Returns:
+        By rising cost and falling damage; one of them is the knee.
+    """
+    costs = cost_models() if costs is None else costs
+    asked = parse_budgets((Budget(cost, math.inf), *(parse_budgets(budgets, costs) if budgets else ())), costs)
+    limits = [limit_of(budget, layers, table.formats, costs) for budget in asked]
+    if limits[0].costs.combine != "sum":
+        raise UsageError(f"no frontier over {cost}: it is the peak of a map, not a sum; give it as a budget")
+    problem = problem_of(table, layers, limits)
+    with naming_rules(layers):
+        answers = pareto(problem, 0, points)
+    damages = [problem.predicted(answer.choice) for answer in answers]
+    corner = knee([problem.limits[0].of(answer.choice) for answer in answers], damages)
+    reported = _reported(limits, problem, layers, costs)
+    return [
+        Point(
+            bitmap=problem.bitmap(answer.choice),
+            costs={limit.budget.cost: limit.of(answer.choice) for limit in reported},
+            predicted=damage,
+            optimal=answer.status == "optimal",
+            knee=at == corner,
+        )
+        for at, (answer, damage) in enumerate(zip(answers, damages, strict=True))
+    ]
 
 
 def _reported(limits: Sequence[Limit], problem: Problem, layers: Layers, costs: Mapping[str, CostModel]) -> list[Limit]:

@@ -3,10 +3,13 @@
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
 from mpsearch.search.channels import predicted_by_channel, split_channels, splittable
+from mpsearch.search.diverse import diverse
 from mpsearch.search.dominated import counted, dominated, undominated
 from mpsearch.search.feasible import check_feasible
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
+from mpsearch.search.lagrange import Lagrange
+from mpsearch.search.pareto import knee, pareto
 from mpsearch.search.refine import Refine
 from mpsearch.search.size_only import SizeOnly
 from mpsearch.search.uniform import Uniform
@@ -14,6 +17,7 @@ from mpsearch.search.units import merged, naming_rules, problem_of
 
 SOLVERS: dict[str, type[Solver]] = {
     "ilp": Ilp,
+    "lagrange": Lagrange,
     "bayes": Bayes,
     "refine": Refine,
     "uniform": Uniform,
@@ -24,14 +28,18 @@ __all__ = [
     "SOLVERS",
     "Bayes",
     "Ilp",
+    "Lagrange",
     "Refine",
     "SizeOnly",
     "Uniform",
     "check_feasible",
     "counted",
+    "diverse",
     "dominated",
+    "knee",
     "merged",
     "naming_rules",
+    "pareto",
     "predicted_by_channel",
     "problem_of",
     "solve",

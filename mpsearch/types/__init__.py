@@ -3,6 +3,7 @@
 from mpsearch.types.bitmap import BitMap
 from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
+from mpsearch.types.frontier import Point
 from mpsearch.types.layer import Layer, Layers, Unit
 from mpsearch.types.quality import Interval, QualityReport
 from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
@@ -26,6 +27,7 @@ __all__ = [
     "Limit",
     "Measured",
     "Pins",
+    "Point",
     "Problem",
     "QualityReport",
     "Solution",
