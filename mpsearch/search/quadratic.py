@@ -15,7 +15,7 @@ from mpsearch.search.ilp import Ilp
 from mpsearch.types import TOLERANCE, Answer, Choice, Problem
 
 Array = NDArray[np.float64]
-MOVES = 700  # single moves that are paired with each other at a time
+MOVES = 300  # single moves that are paired with each other at a time
 MISSES = 4  # random sets of moves without gain after which a large problem counts as a local optimum
 LOWERINGS = 50  # random steps a unit that may make a kicked choice feasible again
 LEAST = 1e-9  # of the damage: gains below are rounding
@@ -43,8 +43,8 @@ class Quadratic:
         bound: prove a lower bound of the model by SCIP (``pip install pyscipopt``); tight up to some tens of units.
     """
 
-    restarts: int = 24
-    share: float = 0.25
+    restarts: int = 100
+    share: float = 0.5
     seed: int = 0
     time_limit: float = 30.0
     bound: bool = False
@@ -75,8 +75,8 @@ class Quadratic:
         status = "local optimum" if time.perf_counter() <= deadline else "time limit"
         if not self.bound:
             return Answer("quadratic", best, status)
-        bound = model.proven(best, self.time_limit)
-        closed = bound >= model.value(best) * (1 - 1e-6)
+        best, bound = model.proven(best, self.time_limit)
+        closed = bound >= model.value(best) * (1 - 2 * SLACK)
         return Answer("quadratic", best, "optimal" if closed else status, bound)
 
 
@@ -149,8 +149,8 @@ class _Model:
                 choice[unit] = rng.choice(cheaper)
         return None
 
-    def proven(self, best: Choice, seconds: float) -> float:
-        """A lower bound of every feasible choice, by SCIP, in units of the best value known."""
+    def proven(self, best: Choice, seconds: float) -> tuple[Choice, float]:
+        """(the better of ``best`` and SCIP's answer, a lower bound of every feasible choice)."""
         import cvxpy as cp
 
         cells = np.argwhere(self.allowed)
@@ -161,14 +161,24 @@ class _Model:
         for limit in self.problem.limits:
             costs = limit.costs.values[tuple(cells.T)] / limit.limit
             constraints.append(costs @ x <= 1 + TOLERANCE - limit.costs.constant / limit.limit)
-        objective = self.linear[tuple(cells.T)] / unit @ x
+        objective: Any = self.linear[tuple(cells.T)] / unit @ x
         if self.vectors.shape[2]:
             factor = np.linalg.qr(self.vectors[tuple(cells.T)].T / unit**0.5, mode="r")  # as few rows as will do
-            objective = objective + cp.sum_squares(factor @ x)
+            objective = objective + cp.sum_squares(factor @ x)  # type: ignore[attr-defined]
         program = cp.Problem(cp.Minimize(objective), constraints)
-        program.solve(solver=cp.SCIP, scip_params={"limits/time": seconds, "numerics/feastol": 1e-9})  # type: ignore[no-untyped-call]
+        options = {"limits/time": seconds, "numerics/feastol": TOLERANCE}
+        try:
+            program.solve(solver=cp.SCIP, scip_params=options)  # type: ignore[no-untyped-call]
+        except cp.SolverError as error:
+            raise UsageError(f"SCIP gave up: {error}") from None
+        if x.value is not None:
+            weight = np.zeros(self.allowed.shape)
+            weight[tuple(cells.T)] = x.value
+            other: Choice = weight.argmax(axis=1)
+            if self.problem.feasible(other):
+                best = min(best, other, key=self.value)
         stats: Any = program.solver_stats.extra_stats
-        return min(float(stats["model"].getDualbound()) - SLACK, 1.0) * unit
+        return best, min((float(stats["model"].getDualbound()) - SLACK) * unit, self.value(best))
 
 
 def _best_pair(

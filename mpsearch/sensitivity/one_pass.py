@@ -112,7 +112,7 @@ def _vectors(subject: Subject, projector: _Projector, batch: int, key: str) -> l
     """``(probes, layers, formats)`` flat: a batch's part of the vectors; its part of the table goes to the memo."""
     parts, found = projector.projections(batch)
     stack = np.stack(found)
-    subject.memo.setdefault(key, list(map(float, np.stack(pooled(parts, np.square(stack))).ravel())))
+    subject.memo.setdefault(key, list(map(float, np.stack(pooled(parts, list(np.square(stack)))).ravel())))
     return list(map(float, (stack / np.sqrt(np.bincount(parts))[parts][:, None, None]).ravel()))
 
 
@@ -132,7 +132,7 @@ class _Projector:
     def measure(self, batch: int) -> list[float]:
         """One batch's share of the mean squared error and its variance, ``(2, layers, formats)`` flat."""
         parts, found = self.projections(batch)
-        return list(map(float, np.stack(pooled(parts, np.square(found))).ravel()))
+        return list(map(float, np.stack(pooled(parts, list(np.square(found)))).ravel()))
 
     def projections(self, batch: int) -> tuple[list[int], list[np.ndarray]]:
         """(part, ``(layers, formats)`` whose squares are shares of the mean squared error) of every probe."""

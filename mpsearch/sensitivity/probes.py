@@ -147,7 +147,7 @@ def gradients(
         _refuse_blind(subject, [name for name, grad in zip(names, grads, strict=False) if grad is None])
 
 
-def pooled(parts: Sequence[int], values: Sequence[Array] | Array) -> tuple[Array, Array]:
+def pooled(parts: Sequence[int], values: Sequence[Array]) -> tuple[Array, Array]:
     """(estimate, its variance) of a sum over parts from one value a probe; only probes of one part vary by chance."""
     numbers, stack = np.asarray(parts), np.stack(values)
     total, variance = np.zeros(stack.shape[1:]), np.zeros(stack.shape[1:])
