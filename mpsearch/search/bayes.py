@@ -78,7 +78,8 @@ class Bayes:
         choices = [np.array(key, np.int64) for key in tried]
         points: Array = np.array([[*_costs(problem, choice), tried[tuple(choice)]] for choice in choices])
         no_worse, better = points[None] <= points[:, None], points[None] < points[:, None]  # than the row, the column
-        kept = np.flatnonzero(~(no_worse.all(axis=2) & better.any(axis=2)).any(axis=1))
+        beaten_by = (no_worse.all(axis=2) & better.any(axis=2)).sum(axis=1)
+        kept = np.flatnonzero(beaten_by == 0)
         order = kept[np.lexsort((-points[kept, -1], points[kept, :-1].sum(axis=1)))]
         return [(choices[at], float(points[at, -1])) for at in order]
 

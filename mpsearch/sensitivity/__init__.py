@@ -9,6 +9,7 @@ from mpsearch.sensitivity.mask import Mask
 from mpsearch.sensitivity.nuclear import Nuclear
 from mpsearch.sensitivity.one_pass import OnePass
 from mpsearch.sensitivity.orm import Orm
+from mpsearch.sensitivity.pairwise import Pairwise
 from mpsearch.sensitivity.perturbation import Perturbation
 from mpsearch.sensitivity.signed import Signed
 
@@ -22,6 +23,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "mask": Mask,
     "nuclear": Nuclear,
     "orm": Orm,
+    "pairwise": Pairwise,
     "signed": Signed,
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "Nuclear",
     "OnePass",
     "Orm",
+    "Pairwise",
     "Perturbation",
     "Signed",
 ]

@@ -4,7 +4,7 @@ from mpsearch.types.bitmap import BitMap
 from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.layer import Layer, Layers, Unit
-from mpsearch.types.pairs import Pairs
+from mpsearch.types.pairs import Interactions, Pairs
 from mpsearch.types.quality import Interval, QualityReport
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
 from mpsearch.types.table import Table
@@ -19,6 +19,7 @@ __all__ = [
     "Budget",
     "Choice",
     "Format",
+    "Interactions",
     "Interval",
     "Layer",
     "Layers",

@@ -1,4 +1,4 @@
-"""``Pairs``: damage of whole maps with the terms of all pairs of units, in factor form."""
+"""``Pairs`` and ``Interactions``: what units do together, in factor form and as measured."""
 
 from __future__ import annotations
 
@@ -58,3 +58,29 @@ class Pairs:
         target = np.maximum(np.nan_to_num(table.values), 0.0)
         lengths = np.sqrt(np.divide(target, own, out=np.zeros(own.shape), where=own > 0))
         return replace(self, vectors=self.vectors * lengths[:, :, None])
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """``interaction[i, a, j, b]``: what two units do together beyond the sum of the two alone.
+
+    Attributes:
+        units: those that were paired.
+        formats: their columns.
+        interaction: ``(units, formats, units, formats)``, symmetric; NaN = not measured, 0 of a unit with itself.
+        stderr: standard error of each, over samples.
+        measure: as in :class:`Table`.
+        source: as in :class:`Table`.
+    """
+
+    units: tuple[Unit, ...]
+    formats: tuple[Format, ...]
+    interaction: Array
+    stderr: Array
+    measure: str
+    source: str
+
+    def __post_init__(self) -> None:
+        shape = 2 * (len(self.units), len(self.formats))
+        if self.interaction.shape != shape or self.stderr.shape != shape:
+            raise UsageError(f"interactions of shape {shape} expected, not {self.interaction.shape}")
