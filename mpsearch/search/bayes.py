@@ -153,8 +153,13 @@ def _opened(storage: str) -> str | BaseStorage:
     if not os.path.isdir(folder):
         raise UsageError(f"bayes: the storage {storage} lies in no folder: make {folder} first")
     try:
+        if os.path.exists(storage):
+            with open(storage, encoding="utf-8") as file:
+                first = file.readline()
+            if first and "op_code" not in json.loads(first):  # Optuna would append to whatever is there
+                raise ValueError("it is no journal of Optuna")
         return JournalStorage(JournalFileBackend(storage))
-    except Exception as error:  # a file that holds something else
+    except Exception as error:  # also whatever Optuna says of a damaged one
         raise ArtifactError(f"cannot continue the search in {storage}: {_line(error)}") from error
 
 
