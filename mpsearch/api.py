@@ -27,7 +27,7 @@ from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.registry import lookup, make
 from mpsearch.search import SOLVERS, Bayes, Refine, check_feasible, predicted_by_channel, solve, split_channels
-from mpsearch.sensitivity import ESTIMATORS, OnePass
+from mpsearch.sensitivity import ESTIMATORS, OnePass, slopes
 from mpsearch.subject import Memo, Subject
 from mpsearch.types import (
     FLOAT,
@@ -52,7 +52,7 @@ FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
     "standard": (Refine(evaluations=100),),
-    "thorough": (Refine(evaluations=400), Bayes(evaluations=100)),
+    "thorough": (Refine(evaluations=600, restarts=4, patience=128), Bayes(evaluations=100)),
 }
 
 
@@ -200,7 +200,13 @@ def search(
         known.progress("search", min(known.evaluations - before, expected), expected)
         return measured
 
-    solution = solve(Problem(table, tuple(limits), evaluate), solvers, reported)
+    def first_order(bitmap: BitMap) -> Array | None:
+        try:
+            return slopes(known, bitmap, table.formats)
+        except ModelError:  # the estimator has said so, or needs no gradient
+            return None
+
+    solution = solve(Problem(table, tuple(limits), evaluate, slopes=first_order), solvers, reported)
     if channels is not None:
         solution = _regroup(solution, channels, layers, limits, groups, evaluate)
     spent = subject.evaluations - before

@@ -45,6 +45,7 @@ class Subject:
         self.progress = progress
         self.evaluations = 0
         self._ranges: dict[tuple[str, int], ActivationRange] = {}
+        self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
 
     @cached_property
     def bank(self) -> WeightBank:
@@ -99,6 +100,11 @@ class Subject:
         A generator whose samples depend on each other (noise drawn for the batch, batch statistics) gives other images
         in parts; its batch stays whole.
         """
+        if (batch, wanted) not in self._parts:
+            self._parts[batch, wanted] = self._cut(batch, wanted)
+        return self._parts[batch, wanted]
+
+    def _cut(self, batch: int, wanted: int) -> list[tuple[tuple[Any, ...], Tensor]]:
         images = self.reference[batch]
         count = min(wanted, len(images))
         whole = [(self.calibration.batches[batch], images)]

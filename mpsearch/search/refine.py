@@ -1,58 +1,131 @@
-"""``refine``: local search on the true paired error of the whole map."""
+"""``refine``: search on the true paired error of the whole map, led by its slopes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsearch.errors import UsageError
 from mpsearch.search.ilp import Ilp
-from mpsearch.types import TOLERANCE, Answer, Choice, Problem
+from mpsearch.types import TOLERANCE, Answer, Choice, Measured, Problem, Table
 
+Array = NDArray[np.float64]
 MOVES = 512  # proposals ranked at a time
+DAMPING = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the curvature: the more, the shorter the leap
+SECONDS = 2.0  # for the exact solution of one leap
 
 
 @dataclass(frozen=True)
 class Refine:
-    """From the best starting point, try single and paired moves; keep what truly helps.
+    """Descend from the best starting points: leap to the optimum of a local model, then try single and paired moves.
 
-    Damage is not additive: errors of neighbouring layers cancel or add up, so the table only orders the moves, and the
-    paired error of the whole map decides. A move that helps by chance, on a few calibration inputs, does not help on
-    others: it must be better by more than the standard error of its paired difference.
+    Damage is not additive: errors of neighbouring layers cancel or add up, so that the table of single layers proposes
+    poor maps where few bits are left. Around one map, though, the first-order change of its true error is known for
+    every layer and format from one backward pass (``Problem.slopes``). With the table for curvature this is a local
+    model, and the exact solver finds its best map; damping makes the leap shorter where it failed (Levenberg 1944).
+    What the model leaves unsure is settled by running the map: moves are tried in the order of the model, and only a
+    lower true error counts. How much of the curvature is real is learned from the maps tried so far.
 
     Attributes:
         evaluations: true evaluations to spend, those of the starting points included.
-        sure: standard errors by which a move must be better.
+        restarts: starting points to descend from, best first.
+        patience: moves in a row that may fail before a map is called a local optimum.
+        sure: standard errors of the paired difference by which a move must be better.
     """
 
     evaluations: int = 100
-    sure: float = 1.0
+    restarts: int = 1
+    patience: int = 32
+    sure: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1 or self.sure < 0:
+        if min(self.evaluations, self.restarts, self.patience) < 1 or self.sure < 0:
             raise UsageError(
-                f"refine needs at least 1 evaluation and sure >= 0, not {self.evaluations} and {self.sure}"
+                "refine needs evaluations, restarts and patience of at least 1 and sure >= 0, "
+                f"not {self.evaluations}, {self.restarts}, {self.patience} and {self.sure}"
             )
 
     def __call__(self, problem: Problem) -> Answer:
         starts = problem.starts or (Ilp()(problem).choice,)
         tried = {tuple(start): problem.measured(start) for start in starts}
-        best = np.array(min(tried, key=lambda key: tried[key].value))
-        exhausted = False
-        while len(tried) < self.evaluations and not exhausted:
-            exhausted = True
-            for choice in _neighbours(problem, best):
+        ends, optimal = [], True
+        for start in sorted(tried, key=lambda key: tried[key].value)[: self.restarts]:
+            end, found = self._descend(problem, np.array(start), tried)
+            ends.append(end)
+            optimal = optimal and found
+        best = min(ends, key=lambda choice: tried[tuple(choice)].value)
+        return Answer("refine", best, "local optimum" if optimal else "evaluations spent")
+
+    def _descend(self, problem: Problem, best: Choice, tried: dict[tuple[int, ...], Measured]) -> tuple[Choice, bool]:
+        """(where it ends, whether that is a local optimum)."""
+        model = _Model(problem)
+        while True:
+            model.move_to(best)
+            here, failed, moved = tried[tuple(best)], 0, False
+            for choice in model.proposals():
+                if failed >= self.patience:
+                    break
                 if tuple(choice) in tried:
                     continue
                 if len(tried) >= self.evaluations:
-                    exhausted = False
+                    return best, False
+                found = tried[tuple(choice)] = problem.measured(choice)
+                model.learn(choice, found.value - here.value)
+                if moved := found.beats(here, self.sure):
+                    best = choice
                     break
-                tried[tuple(choice)] = problem.measured(choice)
-                if tried[tuple(choice)].beats(tried[tuple(best)], self.sure):
-                    best, exhausted = choice, False
-                    break
-        return Answer("refine", best, "local optimum" if exhausted else "evaluations spent")
+                failed += 1
+            if not moved:
+                return best, True
+
+
+class _Model:
+    """Change of the true error around a map: slopes, and the share of the table's curvature that has proved real."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.seen: list[tuple[float, float]] = []  # (curvature predicted, curvature found) of the moves tried
+
+    def move_to(self, choice: Choice) -> None:
+        self.choice, rows = choice, np.arange(len(choice))
+        damage = self.problem.damage.values
+        now = damage[rows, choice][:, None]
+        slope = None if self.problem.slopes is None else self.problem.slopes(self.problem.bitmap(choice))
+        self.led = slope is not None
+        self.slope = damage - now if slope is None else slope
+        # Rounding errors of two widths have nothing to do with each other: their energies add up.
+        self.curvature = (np.maximum(damage, 0) + np.maximum(now, 0)) * self.led
+        self.curvature[rows, choice] = 0
+
+    @property
+    def share(self) -> float:
+        """Least squares through the moves seen, and one imagined move that was as predicted."""
+        if not self.seen:
+            return 1.0
+        predicted, found = np.array(self.seen).T
+        one = float(np.abs(predicted).mean())
+        return max(float(predicted @ found + one**2) / max(float(predicted @ predicted) + one**2, 1e-300), 0.01)
+
+    def learn(self, choice: Choice, change: float) -> None:
+        rows = np.arange(len(choice))
+        self.seen.append((self.curvature[rows, choice].sum(), change - self.slope[rows, choice].sum()))
+
+    def proposals(self) -> Iterator[Choice]:
+        """Leaps, then single and paired moves, those of least predicted error first."""
+        if self.led:
+            for damping in DAMPING:
+                local = self._table(damping * self.share)
+                leap = Ilp(time_limit=SECONDS)(replace(self.problem, damage=local)).choice
+                if (leap != self.choice).any():
+                    yield leap
+        yield from _neighbours(replace(self.problem, damage=self._table(self.share)), self.choice)
+
+    def _table(self, share: float) -> Table:
+        values = np.where(self.problem.allowed, self.slope + share * self.curvature, np.nan)
+        return replace(self.problem.damage, values=values)
 
 
 def _neighbours(problem: Problem, choice: Choice) -> list[Choice]:

@@ -12,6 +12,7 @@ from mpsearch.sensitivity.orm import Orm
 from mpsearch.sensitivity.pairwise import Pairwise
 from mpsearch.sensitivity.perturbation import Perturbation
 from mpsearch.sensitivity.signed import Signed
+from mpsearch.sensitivity.slopes import slopes
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "one-pass": OnePass,
@@ -40,4 +41,5 @@ __all__ = [
     "Pairwise",
     "Perturbation",
     "Signed",
+    "slopes",
 ]

@@ -138,7 +138,7 @@ def gradients(
             wanted = [*leaves.values(), *(read.x for _, read in spots)]
             target = images if head is None else head(images)
             for done in range(1, count + 1):
-                grads = _gradients(target, wanted, draw(target), last=done == count)
+                grads = backward(target, wanted, draw(target), last=done == count)
                 inputs: Inputs = {}
                 for (name, read), grad in zip(spots, grads[len(names) :], strict=True):
                     inputs.setdefault(name, []).append((grad, read))
@@ -158,7 +158,8 @@ def pooled(parts: Sequence[int], values: Sequence[Array]) -> tuple[Array, Array]
     return total, variance
 
 
-def _gradients(target: Tensor, wanted: Sequence[Tensor], vector: Tensor, last: bool) -> tuple[Tensor | None, ...]:
+def backward(target: Tensor, wanted: Sequence[Tensor], vector: Tensor, last: bool) -> tuple[Tensor | None, ...]:
+    """``vᵀ ∂target`` by everything wanted; the graph is kept unless it is the ``last`` vector; None = no gradient."""
     try:
         return torch.autograd.grad(target, wanted, vector, retain_graph=not last, allow_unused=True)
     except RuntimeError as error:

@@ -73,6 +73,8 @@ class Problem:
         evaluate: the true damage of a whole map, when a generator is at hand.
         starts: feasible choices that a local or sampling search may begin with.
         pairs: damage with the terms of pairs of units, for a solver that can use them.
+        slopes: ``(units, formats)`` first-order changes of the true damage when one unit of a map takes another format;
+            None where the generator has no gradients.
     """
 
     damage: Table
@@ -80,6 +82,7 @@ class Problem:
     evaluate: Callable[[BitMap], Measured] | None = None
     starts: tuple[Choice, ...] = ()
     pairs: Pairs | None = None
+    slopes: Callable[[BitMap], NDArray[np.float64] | None] | None = None
 
     def __post_init__(self) -> None:
         for limit in self.limits:

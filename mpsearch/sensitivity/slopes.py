@@ -1,0 +1,92 @@
+"""How the true error of a whole map would change if one layer took another format, to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpsearch.model import evaluating, forward, inputs_mapped, substituted
+from mpsearch.quant import ActivationRange, quantize_activation
+from mpsearch.sensitivity.probes import backward, widths_of
+from mpsearch.subject import Subject
+from mpsearch.types import FLOAT, BitMap, Format
+
+Array = NDArray[np.float64]
+PARTS = 4  # of a batch: one backward pass keeps the activations of a part only
+
+
+def slopes(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Array:
+    """``(layers, formats)``: first-order change of the mean squared error of ``bitmap``.
+
+    The error of a map is ``‖r‖²`` with the residual ``r`` of the quantized images. Another format in one layer changes
+    it by ``2 rᵀJδ + ‖Jδ‖²``. One backward pass with ``r`` for the probe gives the first term for all layers and formats
+    exactly; it holds the pair terms with everything else that the map quantizes, which no table of single layers knows.
+    Rounding of activations passes gradients straight through.
+
+    Raises:
+        ModelError: the generator cannot be differentiated.
+    """
+    key = f"slopes at {bitmap.key} of {','.join([*(layer.name for layer in subject.layers), *map(str, formats)])}"
+    count = len(subject.layers) * len(formats)
+    found = subject.recall(key, count, lambda: list(map(float, _measure(subject, bitmap, formats).ravel())))
+    return np.reshape(found, (-1, len(formats)))
+
+
+def _measure(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Array:
+    bank, widths = subject.bank, widths_of(formats)
+    bitmap = subject.with_ranges(bitmap)
+    now = {layer.name: bank.dequantized(layer.name, bitmap.get(layer.name, FLOAT)) for layer in subject.layers}
+    slope = {name: torch.zeros_like(weight) for name, weight in now.items()}
+    rounding = {name: np.zeros(1 + len(widths)) for name in now}  # of activations, float first
+    for batch in range(len(subject.calibration)):
+        scale = 2 / (subject.samples * subject.reference[batch][0].numel())
+        for args, expected in subject.parts(batch, PARTS):
+            reads: list[tuple[str, Tensor, Tensor]] = []
+            leaves = {name: weight.clone().requires_grad_() for name, weight in now.items()}
+            places = {place: leaf for name, leaf in leaves.items() for place in bank.site(name).places}
+            taps = _taps(subject, bitmap, formats, reads)
+            with evaluating(subject.model), substituted(subject.model, places), inputs_mapped(subject.model, taps):
+                images = forward(subject.model, args, subject.calibration.run(batch)[0])
+                wanted = [*leaves.values(), *(x for _, x, _ in reads)]
+                found = backward(images, wanted, (images.detach() - expected) * scale, last=True)
+            for name, grad in zip(leaves, found, strict=False):
+                if grad is not None:
+                    slope[name] += grad
+            for (name, _, changes), grad in zip(reads, found[len(leaves) :], strict=True):
+                if grad is not None:
+                    rounding[name] += (changes @ grad.flatten()).double().cpu().numpy()
+    kinds = list(dict.fromkeys(format.weight_only for format in formats))
+    column = [kinds.index(format.weight_only) for format in formats]
+    width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in formats]
+    rows = []
+    for name, weight in now.items():
+        moved = [(slope[name] * (bank.dequantized(name, kind) - weight)).sum(dtype=torch.float64) for kind in kinds]
+        rows.append(torch.stack(moved).cpu().numpy()[column] + rounding[name][width])
+    return np.stack(rows)
+
+
+def _taps(
+    subject: Subject, bitmap: BitMap, formats: Sequence[Format], reads: list[tuple[str, Tensor, Tensor]]
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Hooks that round as the map says, and keep what each reading would change by at every width, float first."""
+    ranges, widths = subject.ranges([*formats, *bitmap.values()]), widths_of(formats)
+
+    def tap(name: str) -> Callable[[Tensor], Tensor]:
+        bits = bitmap.get(name, FLOAT).act_bits
+
+        def read(x: Tensor) -> Tensor:
+            rounded = quantize_activation(x, ActivationRange(*bitmap.ranges[name], bits)) if bits else x
+            own = rounded.view_as(rounded) if rounded.requires_grad else rounded.detach().requires_grad_()
+            with torch.no_grad():
+                others = [x, *(quantize_activation(x, ranges[name, width]) for width in widths)]
+                reads.append((name, own, torch.stack([(other - rounded).flatten() for other in others])))
+            return own
+
+        return read
+
+    names = {name for name, _ in ranges}
+    return {place: tap(name) for name in names for place in subject.bank.site(name).places}
