@@ -6,10 +6,12 @@ from mpsearch.search.channels import predicted_by_channel, split_channels, split
 from mpsearch.search.diverse import diverse
 from mpsearch.search.dominated import counted, dominated, undominated
 from mpsearch.search.feasible import check_feasible
+from mpsearch.search.greedy import Greedy
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
 from mpsearch.search.lagrange import Lagrange
 from mpsearch.search.pareto import knee, pareto
+from mpsearch.search.quadratic import Quadratic
 from mpsearch.search.refine import Refine
 from mpsearch.search.size_only import SizeOnly
 from mpsearch.search.uniform import Uniform
@@ -19,6 +21,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "ilp": Ilp,
     "lagrange": Lagrange,
     "bayes": Bayes,
+    "greedy": Greedy,
+    "quadratic": Quadratic,
     "refine": Refine,
     "uniform": Uniform,
     "size-only": SizeOnly,
@@ -27,8 +31,10 @@ SOLVERS: dict[str, type[Solver]] = {
 __all__ = [
     "SOLVERS",
     "Bayes",
+    "Greedy",
     "Ilp",
     "Lagrange",
+    "Quadratic",
     "Refine",
     "SizeOnly",
     "Uniform",

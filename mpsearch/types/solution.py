@@ -15,6 +15,7 @@ from mpsearch.types.bitmap import BitMap
 from mpsearch.types.budget import Budget, within
 from mpsearch.types.format import FLOAT_BITS, Format
 from mpsearch.types.layer import Unit
+from mpsearch.types.pairs import Pairs
 from mpsearch.types.table import Table
 
 Choice = NDArray[np.int64]  # (units,) column of each unit
@@ -74,6 +75,7 @@ class Problem:
         evaluate: the true damage of a whole map, when a generator is at hand.
         starts: feasible choices that a local or sampling search may begin with.
         race: as ``evaluate``, and may stop early when the map is hopeless beside a measured one.
+        pairs: damage with the terms of pairs of units, for a solver that can use them.
         slopes: ``(units, formats)`` first-order changes of the true damage when one unit of a map takes another format;
             None where the generator has no gradients.
     """
@@ -83,6 +85,7 @@ class Problem:
     evaluate: Callable[[BitMap], Measured] | None = None
     starts: tuple[Choice, ...] = ()
     race: Callable[[BitMap, Measured], Measured] | None = None
+    pairs: Pairs | None = None
     slopes: Callable[[BitMap], NDArray[np.float64] | None] | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class Problem:
                 raise UsageError(f"the cost table of {limit.budget} has other units or formats than the damage table")
             if np.isnan(limit.costs.values[self.allowed]).any():
                 raise UsageError(f"the cost table of {limit.budget} lacks a choice that the damage table allows")
+        if self.pairs and (self.pairs.units != self.damage.units or self.pairs.formats != self.damage.formats):
+            raise UsageError("the pairs have other units or formats than the damage table")
         if np.isinf(self.damage.values).any():
             raise UsageError("the damage table holds infinite values: mark what is not allowed as NaN")
         if not self.allowed.any(axis=1).all():
@@ -151,7 +156,7 @@ class Answer:
         method: its name.
         choice: column of each unit; feasible.
         status: ``optimal``, ``feasible``, ``time limit`` …
-        bound: lower bound of the additive model, where the solver proves one.
+        bound: lower bound of the model that the solver minimises, where it proves one.
     """
 
     method: str
