@@ -31,6 +31,7 @@ from mpsearch.search import (
     SOLVERS,
     Bayes,
     Refine,
+    Singles,
     counted,
     knee,
     merged,
@@ -70,8 +71,8 @@ FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
-    "standard": (Refine(evaluations=100),),
-    "thorough": (Refine(evaluations=600, restarts=4, patience=128), Bayes(evaluations=100)),
+    "standard": (Singles(), Refine()),
+    "thorough": (Singles(), Refine(evaluations=400, restarts=4, others=4, patience=96), Bayes(evaluations=60)),
 }
 
 
@@ -99,8 +100,8 @@ def allocate(
         batches: calibration inputs, a sequence of tuples of positional arguments; no labels.
         budgets: ``bits<=4``, ``size<=20%``, ``bops<=30%``, ``memory<=64KiB``, ``latency<=8ms`` …; all of them hold.
         formats: the choices of every layer.
-        effort: ``fast`` = one-pass table and exact solve; ``standard`` = then local search on the true error;
-            ``thorough`` = a longer one, and Bayesian search.
+        effort: ``fast`` = one-pass table and exact solve; ``standard`` = then singles measured where they matter, and
+            a search on the true error; ``thorough`` = a longer one from several starts, and Bayesian search.
         seed: same seed, same answer.
         include: globs of layers to quantize.
         exclude: globs of layers to leave float.

@@ -13,6 +13,7 @@ from mpsearch.search.lagrange import Lagrange
 from mpsearch.search.pareto import knee, pareto
 from mpsearch.search.quadratic import Quadratic
 from mpsearch.search.refine import Refine
+from mpsearch.search.singles import Singles
 from mpsearch.search.size_only import SizeOnly
 from mpsearch.search.uniform import Uniform
 from mpsearch.search.units import merged, naming_rules, problem_of
@@ -24,6 +25,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "greedy": Greedy,
     "quadratic": Quadratic,
     "refine": Refine,
+    "singles": Singles,
     "uniform": Uniform,
     "size-only": SizeOnly,
 }
@@ -36,6 +38,7 @@ __all__ = [
     "Lagrange",
     "Quadratic",
     "Refine",
+    "Singles",
     "SizeOnly",
     "Uniform",
     "check_feasible",

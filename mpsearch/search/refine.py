@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.errors import UsageError
+from mpsearch.search.diverse import diverse
 from mpsearch.search.ilp import Ilp
 from mpsearch.types import TOLERANCE, Answer, Choice, Measured, Problem, Table
 
@@ -32,24 +33,28 @@ class Refine:
     Attributes:
         evaluations: true evaluations to spend, those of the starting points included.
         restarts: starting points to descend from, best first.
+        others: near-optimal maps of the table, as different as can be, among the starting points.
         patience: moves in a row that may fail before a map is called a local optimum.
         sure: standard errors of the paired difference by which a move must be better.
     """
 
     evaluations: int = 100
     restarts: int = 1
+    others: int = 0
     patience: int = 32
     sure: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.evaluations, self.restarts, self.patience) < 1 or self.sure < 0:
+        if min(self.evaluations, self.restarts, self.patience) < 1 or min(self.others, self.sure) < 0:
             raise UsageError(
-                "refine needs evaluations, restarts and patience of at least 1 and sure >= 0, "
-                f"not {self.evaluations}, {self.restarts}, {self.patience} and {self.sure}"
+                "refine needs evaluations, restarts and patience of at least 1, others and sure of at least 0, "
+                f"not {self.evaluations}, {self.restarts}, {self.patience}, {self.others} and {self.sure}"
             )
 
     def __call__(self, problem: Problem) -> Answer:
         starts = problem.starts or (Ilp()(problem).choice,)
+        if self.others:
+            starts = (*starts, *diverse(problem, self.others))
         tried = {tuple(start): problem.measured(start) for start in starts}
         ends, optimal = [], True
         for start in sorted(tried, key=lambda key: tried[key].value)[: self.restarts]:
