@@ -30,6 +30,7 @@ from mpsearch.registry import lookup, make
 from mpsearch.search import (
     SOLVERS,
     Bayes,
+    Quadratic,
     Refine,
     Singles,
     counted,
@@ -247,7 +248,12 @@ def search(
             [found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units]
         )
 
-    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=first_order)
+    pairs = None
+    for solver in solvers:
+        if isinstance(solver, Quadratic):
+            found = OnePass(seed=solver.seed).pairs(known, table.formats)
+            pairs = found.over(problem.units, problem.formats)
+    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=first_order, pairs=pairs)
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
