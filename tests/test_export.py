@@ -125,3 +125,51 @@ def test_tied_weights_are_stored_once(tmp_path):
     stored = load_file(files["packed"])
     assert "left.weight" in stored
     assert "right.weight" not in stored
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {  # ModelOpt 0.47, get_auto_quantize_config
+            "quant_cfg": [
+                {"quantizer_name": "*", "enable": False},
+                {"quantizer_name": "main.0.weight_quantizer", "cfg": {"num_bits": 4, "axis": 0}},
+                {"quantizer_name": "main.0.input_quantizer", "enable": False},
+                {"quantizer_name": "main.3.weight_quantizer", "enable": False},
+            ],
+            "algorithm": "max",
+        },
+        {
+            "quant_cfg": {
+                "*": {"enable": False},
+                "main.0.weight_quantizer": {"num_bits": 4},
+                "main.3.weight_quantizer": {},
+            }
+        },
+        {  # AIMET, encodings of version 0.6.1 and of 1.0.0
+            "activation_encodings": {},
+            "param_encodings": {
+                "main.0": [{"bitwidth": 4, "min": -1.0, "max": 1.0}] * 3,
+                "main.3": [{"bitwidth": 32, "dtype": "float"}],
+                "main.0.bias": [{"bitwidth": 32}],
+            },
+        },
+        {
+            "version": "1.0.0",
+            "param_encodings": [{"name": "main.0", "bw": 4, "scale": [1.0]}, {"name": "main.3", "bw": 32}],
+        },
+        {"layer_config": {"main.0": {"bits": 4, "act_bits": 16}, "main.3": {"bits": 32}}},  # auto-round
+        {"main.0": 4, "main.3": None},
+    ],
+)  # fmt: skip
+def test_maps_of_other_tools(tmp_path, payload):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(payload))
+    assert read_map(path) == BitMap({"main.0": "w4", "main.3": "float"})
+
+
+def test_a_pattern_of_another_tool_is_no_map(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text('{"quant_cfg": [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4}}]}')
+    with pytest.raises(ArtifactError, match="pattern"):
+        read_map(path)

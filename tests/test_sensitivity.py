@@ -305,3 +305,13 @@ def test_a_channel_is_scored_by_its_exact_share(deconv):
             found = table.value(Unit(name, (channel,)), w2)
             at = table.units.index(Unit(name, (channel,)))
             assert abs(found - exact) <= 4 * table.stderr[at, 0] + 1e-5 * exact
+
+
+def test_tables_of_single_batches_add_up_and_share_the_passes(subject):
+    formats = parse_formats(["w2", "w4"])
+    whole = OnePass(probes=8)(subject, formats)
+    known = len(subject.memo)
+    parts = OnePass(probes=8).by_batch(subject, formats)
+    assert len(parts) == len(subject.calibration)
+    assert len(subject.memo) == known
+    assert np.allclose(sum(part.values for part in parts), whole.values, rtol=1e-12)

@@ -20,7 +20,7 @@ from mpsearch.types import FLOAT_BITS, BitMap, Layers
 
 SCHEMA = "mpsearch-bitmap/1"
 FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError)
-WIDTHS = ("weight_bits", "bits", "num_bits", "nbits", "bitwidth")
+WIDTHS = ("weight_bits", "bits", "num_bits", "nbits", "bitwidth", "bw")
 COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high")
 
 
@@ -46,9 +46,11 @@ def read_map(path: Path) -> BitMap:
     """Read a map by its ending: JSON, YAML or CSV; ``ArtifactError`` when it is none.
 
     Besides our own schema, a plain mapping of layer (or module) names to widths is read: ``4``, ``"w4"``, or an object
-    with one of ``weight_bits``, ``bits``, ``num_bits``, ``nbits`` or ``bitwidth``, and perhaps ``act_bits``. So look
-    the layer configs of auto-round, and what is quickly printed from ModelOpt, MCT or AIMET. A mapping may stand
-    under ``layer_config`` or ``quantized_layers``.
+    with one of ``weight_bits``, ``bits``, ``num_bits``, ``nbits``, ``bitwidth`` or ``bw``, and perhaps ``act_bits``. So
+    look the layer configs of auto-round and what is quickly printed from MCT. A mapping may stand under
+    ``layer_config`` or ``quantized_layers``. ModelOpt's ``quant_cfg`` (``<module>.weight_quantizer``) and AIMET's
+    encodings (``param_encodings``, as a mapping or a list) are read as those tools write them; of activations they
+    say ranges that are not ours, so that only widths of weights are taken.
     """
     readers = {".csv": _from_csv, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
     try:
@@ -68,8 +70,36 @@ def read_map(path: Path) -> BitMap:
 
 def _foreign(payload: dict[str, Any]) -> dict[str, Any]:
     """Another tool's map as ours."""
-    inner = next((payload[key] for key in ("layer_config", "quantized_layers") if key in payload), payload)
+    if "param_encodings" in payload:
+        inner = _aimet(payload["param_encodings"])
+    elif "quant_cfg" in payload:
+        inner = _modelopt(payload["quant_cfg"])
+    else:
+        inner = next((payload[key] for key in ("layer_config", "quantized_layers") if key in payload), payload)
     return {"layers": {str(name): _foreign_entry(str(name), entry) for name, entry in inner.items()}}
+
+
+def _aimet(encodings: Any) -> dict[str, Any]:
+    """Tensor → its first channel's encoding; biases are no layers."""
+    if isinstance(encodings, list):
+        encodings = {entry["name"]: entry for entry in encodings}
+    first = {name: entry[0] if isinstance(entry, list) else entry for name, entry in encodings.items()}
+    return {name: entry for name, entry in first.items() if not name.endswith("bias")}
+
+
+def _modelopt(quantizers: Any) -> dict[str, Any]:
+    """Module → its weight quantizer, of the flat list or the older mapping; what is disabled is float."""
+    if isinstance(quantizers, dict):
+        quantizers = [{"quantizer_name": name, "cfg": entry} for name, entry in quantizers.items()]
+    found = {}
+    for entry in quantizers:
+        name, cfg = entry["quantizer_name"], entry.get("cfg") or {}
+        enabled = bool(cfg) and entry.get("enable", True) and cfg.get("enable", True)
+        if "*" in name and enabled and "weight_quantizer" in name:
+            raise ValueError(f"{name!r} is a pattern: one weight_quantizer a module is needed")
+        if "*" not in name and name.endswith(".weight_quantizer"):
+            found[name.removesuffix(".weight_quantizer")] = cfg if enabled else None
+    return found
 
 
 def _foreign_entry(name: str, entry: Any) -> dict[str, Any]:

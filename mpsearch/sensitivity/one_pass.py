@@ -57,6 +57,14 @@ class OnePass:
         steady = np.sqrt(channels.values * curvature * energy)
         return layers, replace(channels, values=steady)
 
+    def by_batch(self, subject: Subject, formats: Sequence[Format]) -> list[Table]:
+        """A table for every calibration batch; their sum is the table of the whole.
+
+        A batch that holds one timestep of a sampler, one class or one sample gives the damage there; the backward
+        passes are those of the table itself.
+        """
+        return [self._tables(subject, formats, False, [batch])[0] for batch in range(len(subject.calibration))]
+
     def pairs(self, subject: Subject, formats: Sequence[Format]) -> Pairs:
         """Damage with all pair terms, from the very projections that the table squares.
 
@@ -84,7 +92,9 @@ class OnePass:
         errors = [subject.bank.dequantized(layer.name, format) - weight for format in formats]
         return torch.stack([rows(layer, error).double().square().sum(1) for error in errors], dim=1).cpu().numpy()
 
-    def _tables(self, subject: Subject, formats: Sequence[Format], channels: bool) -> list[Table]:
+    def _tables(
+        self, subject: Subject, formats: Sequence[Format], channels: bool, batches: Sequence[int] | None = None
+    ) -> list[Table]:
         layers, source = subject.layers, describe("one-pass", self)
         columns = layers.columns(formats)
         projector = _Projector(subject, columns, self.probes, self.seed, channels)
@@ -92,7 +102,7 @@ class OnePass:
         shape = (2, len(layers) + len(parts), len(columns))
         total = np.zeros(shape)
         what = ",".join([*(layer.name for layer in layers), *map(str, columns), *["channels"] * channels])
-        for batch in range(len(subject.calibration)):
+        for batch in range(len(subject.calibration)) if batches is None else batches:
             subject.progress("one-pass", batch, len(subject.calibration))
             key = f"{source} batch {batch} of {what}"
             total += np.reshape(subject.recall(key, total.size, partial(projector.measure, batch)), shape)
