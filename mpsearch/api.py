@@ -233,23 +233,23 @@ def search(
         known.progress("search", min(known.evaluations - before, expected), expected)
         return measured
 
-    def first_order(bitmap: BitMap) -> Array | None:
-        try:
-            found = slopes(known, bitmap, problem.formats)
-        except ModelError:  # the estimator has said so, or needs no gradient
-            return None
-        rows = {layer.name: row for row, layer in enumerate(layers)}
-        return np.stack(
-            [found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units]
-        )
-
-    asked = replace(problem, evaluate=evaluate, slopes=first_order)
+    asked = replace(problem, evaluate=evaluate, slopes=partial(first_order, known, problem))
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
         solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate)
     spent = subject.evaluations - before
-    return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
+    return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent, peak=subject.peak)
+
+
+def first_order(subject: Subject, problem: Problem, bitmap: BitMap) -> Array | None:
+    """``(units, formats)``: slopes of the true error at a map; None where the generator has no gradients."""
+    try:
+        found = slopes(subject, bitmap, problem.formats)
+    except ModelError:  # the estimator has said so, or needs no gradient
+        return None
+    rows = {layer.name: row for row, layer in enumerate(subject.layers)}
+    return np.stack([found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units])
 
 
 def _reported(limits: Sequence[Limit], problem: Problem, layers: Layers, costs: Mapping[str, CostModel]) -> list[Limit]:

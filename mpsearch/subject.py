@@ -28,6 +28,7 @@ class Subject:
         memo: finished measurements by name; nothing that stands in it is measured again.
         progress: told about long work.
         evaluations: true evaluations spent, those found in ``memo`` included.
+        asked: keys of the maps whose true error was asked for.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Subject:
         self.memo: Memo = {} if memo is None else memo
         self.progress = progress
         self.evaluations = 0
+        self.asked: set[str] = set()
         self._ranges: dict[tuple[str, int], ActivationRange] = {}
         self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
 
@@ -55,6 +57,13 @@ class Subject:
     def reference(self) -> list[Tensor]:
         """Images of the float generator, one tensor a batch."""
         return outputs(self.model, self.calibration)
+
+    @cached_property
+    def peak(self) -> float:
+        """Range of the float images, the peak of a PSNR."""
+        return max(images.max().item() for images in self.reference) - min(
+            images.min().item() for images in self.reference
+        )
 
     @property
     def samples(self) -> int:
@@ -91,6 +100,7 @@ class Subject:
             return [float(error) for error in errors]
 
         self.evaluations += 1
+        self.asked.add(bitmap.key)
         samples = self.recall(f"errors {bitmap.key}", None, measure)
         return Measured(*mean_and_stderr(samples), len(samples), samples=tuple(samples))
 

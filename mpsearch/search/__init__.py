@@ -2,6 +2,7 @@
 
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
+from mpsearch.search.bisect import Bisect
 from mpsearch.search.channels import predicted_by_channel, split_channels, splittable
 from mpsearch.search.dominated import counted, dominated, undominated
 from mpsearch.search.feasible import check_feasible
@@ -23,6 +24,7 @@ SOLVERS: dict[str, type[Solver]] = {
 __all__ = [
     "SOLVERS",
     "Bayes",
+    "Bisect",
     "Ilp",
     "Refine",
     "SizeOnly",

@@ -4,10 +4,11 @@ from mpsearch.types.bitmap import BitMap
 from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.layer import Layer, Layers, Unit
-from mpsearch.types.quality import Interval, QualityReport
+from mpsearch.types.quality import Interval, Paired, QualityReport, decibels
 from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
 from mpsearch.types.table import Table
+from mpsearch.types.target import Reached, Target
 
 __all__ = [
     "FLOAT",
@@ -25,13 +26,17 @@ __all__ = [
     "Layers",
     "Limit",
     "Measured",
+    "Paired",
     "Pins",
     "Problem",
     "QualityReport",
+    "Reached",
     "Solution",
     "Table",
+    "Target",
     "Together",
     "Unit",
+    "decibels",
     "matching",
     "parse_formats",
     "ruled",
