@@ -52,12 +52,14 @@ from mpsearch.types import (
     Layers,
     Limit,
     Measured,
+    Paired,
     Pins,
     Problem,
     QualityReport,
     Solution,
     Table,
     Together,
+    decibels,
     parse_formats,
 )
 
@@ -415,6 +417,41 @@ def validate(
         mse, psnr, similarity, fd_float, fd_small, kid_float, kid_small,
         getattr(features, "__name__", type(features).__name__), target.name, len(target.features),
     )  # fmt: skip
+
+
+def beside(
+    model: nn.Module,
+    solution: Solution,
+    baselines: Mapping[str, BitMap],
+    quality: QualityReport,
+    batches: Iterable[Any],
+    seed: int = 0,
+    keep: Keep = at_once,
+) -> dict[str, Paired]:
+    """``found`` and every baseline on both sets of inputs, so that what fits the calibration inputs only is seen.
+
+    Args:
+        model: the float generator; left as it was.
+        solution: measured on the calibration inputs.
+        baselines: the maps of ``solution.baselines`` with their activation ranges; one pass over ``batches`` each.
+        quality: of ``solution.bitmap`` on ``batches``.
+        batches: the held-back inputs.
+        seed: as in :func:`validate`.
+        keep: as in :func:`validate`, whose float images are then used again.
+    """
+    pairs, bank = Calibration.of(batches, device_of(model), seed), WeightBank(model)
+    before = _images(model, pairs, keep, "float pairs")
+    known = {solution.bitmap.key: (quality.mse, quality.psnr_db)}
+    errors = {"found": (solution.bitmap, solution.error)}
+    errors |= {name: (baselines[name], entry.error) for name, entry in solution.baselines.items()}
+    found = {}
+    for name, (bitmap, error) in errors.items():
+        if bitmap.key not in known:
+            with applied(model, bitmap, bank):
+                known[bitmap.key] = paired_quality(before, _images(model, pairs, keep, f"{name} pairs"), seed=seed)[:2]
+        seen = error.value if error else None
+        found[name] = Paired(seen, decibels(seen, solution.peak), *known[bitmap.key])
+    return found
 
 
 def featurise(

@@ -90,7 +90,7 @@ def smallest(
     costs = cost_models(latency)
     choices, limits = parse_formats(formats), _budgets(budgets, costs)
     goal = parse(target)
-    _check_cost(cost, costs)
+    check_cost(cost, costs)
     rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together}
     subject = api.make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
     api.check_budgets(subject.layers, choices, limits, costs)
@@ -111,7 +111,7 @@ def _budgets(budgets: Iterable[str | Budget], costs: Mapping[str, CostModel]) ->
     return api.parse_budgets(several, costs) if several else ()
 
 
-def _check_cost(cost: str, costs: Mapping[str, CostModel]) -> None:
+def check_cost(cost: str, costs: Mapping[str, CostModel]) -> None:
     if cost == "latency" and cost not in costs:
         raise UsageError("the cost latency needs measured times: give a table of layer,format,milliseconds")
     lookup("cost", costs, cost)
@@ -130,9 +130,9 @@ def meet(
     channels: Table | None = None,
     costs: Mapping[str, CostModel] | None = None,
 ) -> Solution:
-    """The map of least ``cost`` that meets the target, from a damage table; every step is an :func:`mpsearch.search`."""
+    """The map of least ``cost`` that meets the target, from a table; every step is an :func:`mpsearch.search`."""
     costs = cost_models() if costs is None else costs
-    _check_cost(cost, costs)
+    check_cost(cost, costs)
     limits = _budgets(budgets, costs)
     free = api.limit_of(Budget(cost, math.inf), layers, table.formats, costs)
     concrete = [api.limit_of(budget, layers, table.formats, costs) for budget in limits]
@@ -148,11 +148,17 @@ def meet(
     long = partial(answer, solvers) if solvers else quick
     free = replace(free, costs=merged(free.costs, layers))
     solution = Bisect()(problem, free, target, judge, quick, long)
-    spent = {name: api.cost_of(name, solution.bitmap, layers, costs) for name in costs}
+    spent = {name: api.cost_of(name, solution.bitmap, layers, costs) for name in solution.costs}
+    known = [name for name, value in spent.items() if not math.isnan(value)]  # nobody measures single channels
+    baselines = {
+        name: replace(entry, costs={cost: entry.costs[cost] for cost in known})
+        for name, entry in solution.baselines.items()
+    }
     return replace(
         solution,
         bitmap=subject.with_ranges(solution.bitmap),
-        costs={name: value for name, value in spent.items() if not math.isnan(value)},
+        costs={name: spent[name] for name in known},
+        baselines=baselines,
         limits={str(limit.budget): limit.limit for limit in concrete},
         evaluations=len(subject.asked - before),
     )

@@ -23,11 +23,11 @@ FIRST = 0.02  # step down from what the short search found, as a share of its co
 class Bisect:
     """Bisection on the limit of one cost, every step a whole search; then single layers shrink.
 
-    The best error under a limit falls as the limit rises, but what a search finds need not, and errors of layers are not
-    additive: so of all maps that were judged the cheapest that meets the target is kept, whatever a step says. A short
-    search brackets the answer, the long one narrows it. The limit at which it ends leaves some quality unused; cheaper
-    formats of single layers spend it, those first that save most for what they are predicted to hurt, and each stays
-    only if the pictures are still good enough.
+    The best error under a limit falls as the limit rises, but what a search finds need not, for errors of layers are
+    not additive: so of all maps that were judged the cheapest that meets the target is kept, whatever a step says. A
+    short search brackets the answer, the long one narrows it. The limit at which it ends leaves some quality unused;
+    cheaper formats of single layers spend it, those first that save most for what they are predicted to hurt, and each
+    stays only if the pictures are still good enough.
 
     The answer is never dearer than the cheapest uniform map that meets the target.
 
@@ -86,7 +86,7 @@ class Bisect:
             bitmap=answer.bitmap,
             predicted=answer.predicted,
             error=problem.evaluate(answer.bitmap) if problem.evaluate else None,
-            costs=answer.costs,
+            costs={**stated.costs, **answer.costs},
             seconds=time.perf_counter() - started,
             method="bisect",
             target=Reached(target, trail.name, answer.value, uniform, tuple(trail.steps)),

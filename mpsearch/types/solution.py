@@ -196,7 +196,7 @@ class Solution:
         evaluations: true evaluations spent on whole maps.
         baselines: ``uniform`` (the best feasible one) and ``size-only``, where feasible.
         dominated: format → units in which it was left out of the search: another costs no more and hurts less.
-        peak: range of the float images on the calibration inputs, the peak of a PSNR; None when no generator was at hand.
+        peak: range of the float images on the calibration inputs, the peak of a PSNR; None without a generator.
         target: the quality floor that the map meets at the least cost, where one was asked for.
     """
 
