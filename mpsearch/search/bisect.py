@@ -70,9 +70,11 @@ class Bisect:
         if not trail.found:
             any(trail.add(attempt(most)) for attempt in dict.fromkeys([quick, search]))
         if not trail.found:
-            best = trail.best_value()
+            best = target.reachable(trail.best_value())
+            given = [str(limit.budget) for limit in problem.limits if limit.limit < np.inf]
+            under, more = (f" under {', '.join(given)}", "looser budgets or ") if given else ("", "")
             raise InfeasibleBudget(
-                f"{target} cannot be reached: the best found is {target.reachable(best)}; allow wider formats"
+                f"{target} cannot be reached{under}: the best found is {best}; allow {more}wider formats"
             )
         if not trail.meets(quick, least):
             self._narrow(trail, quick, least)
@@ -118,15 +120,14 @@ class Bisect:
 
     def _shrink(self, problem: Problem, cost: Limit, trail: _Trail) -> None:
         """Cheaper formats for single units, while the target is met."""
-        refused: set[tuple[int, int]] = set()
+        refused: set[tuple[int, int]] = set()  # at a dearer map: tried last
         failed, moved = 0, True
         while moved and cost.costs.combine == "sum":
             here, moved = trail.smallest, False
-            for row, column, predicted in self._cheaper(problem, cost, here):
+            moves = sorted(self._cheaper(problem, cost, here), key=lambda move: move[:2] in refused)
+            for row, column, predicted in moves:
                 if failed >= self.patience:
                     return
-                if (row, column) in refused:
-                    continue
                 unit, format = problem.units[row], problem.formats[column]
                 bitmap = BitMap({**here.bitmap, **dict.fromkeys((unit.layer, *unit.others), format)})
                 at = problem.formats.index(here.bitmap[unit.layer])
@@ -134,7 +135,7 @@ class Bisect:
                     limit.budget.cost: limit.costs.values[row, column] - limit.costs.values[row, at]
                     for limit in (*problem.limits, cost)
                 }
-                costs = {name: here.costs[name] + step for name, step in steps.items()}
+                costs = {name: here.costs[name] + float(step) for name, step in steps.items()}
                 if moved := trail.judged(bitmap, predicted, costs):
                     failed = 0
                     break
