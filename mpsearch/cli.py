@@ -220,7 +220,7 @@ def show_quality(quality: QualityReport) -> None:
             sheet.add_row(name, f"{value.value:.5g}", f"{value.low:.5g} … {value.high:.5g}", str(value.n))
     screen.print(sheet)
     if quality.maps:
-        head, rows = beside(quality)
+        head, rows = beside(quality, brief=True)
         sheet = Sheet(*head)
         for row in rows:
             sheet.add_row(*row)

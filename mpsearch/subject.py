@@ -28,7 +28,7 @@ class Subject:
         memo: finished measurements by name; nothing that stands in it is measured again.
         progress: told about long work.
         evaluations: true evaluations spent, those found in ``memo`` included.
-        asked: keys of the maps whose true error was asked for.
+        asked: keys of the maps whose true error was asked for, since someone emptied it.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ def meet(
     concrete = [api.limit_of(budget, layers, table.formats, costs) for budget in limits]
     problem = problem_of(table, layers, [*concrete, free], subject.error)
     problem = replace(problem, slopes=partial(api.first_order, subject, problem))
-    before = set(subject.asked)
+    subject.asked = set()
 
     def answer(methods: Sequence[Solver], limit: float) -> Solution:
         asked = (*limits, Budget(cost, limit))
@@ -160,7 +160,7 @@ def meet(
         costs={name: spent[name] for name in known},
         baselines=baselines,
         limits={str(limit.budget): limit.limit for limit in concrete},
-        evaluations=len(subject.asked - before),
+        evaluations=len(subject.asked),
     )
 
 

@@ -70,8 +70,8 @@ def _target(reached: Reached, solution: Solution, quality: QualityReport) -> str
     )
 
 
-def beside(quality: QualityReport) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): every map on calibration and held-back inputs, and how much of the gain over it was lost."""
+def beside(quality: QualityReport, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): every map on calibration and held-back inputs, and how much of the gain over it was lost; brief without intervals."""
     head = ["map", "calibration PSNR, dB", "held-back PSNR, dB", "gain over it", "held-back gain", "overfitting"]
     rows = []
     for name, map in quality.maps.items():
@@ -79,7 +79,8 @@ def beside(quality: QualityReport) -> tuple[list[str], list[list[str]]]:
         lost = None if seen is None or unseen is None else seen - unseen
         found = "–" if map.calibration_db is None else f"{map.calibration_db:.2f}"
         gained = ["–" if gain is None else f"{gain:+.2f} dB" for gain in (seen, unseen, lost)]
-        rows.append([name, found, _interval(map.psnr_db, 2), *gained])
+        unseen_db = f"{map.psnr_db.value:.2f}" if brief and map.psnr_db else _interval(map.psnr_db, 2)
+        rows.append([name, found, unseen_db, *gained])
     return head, rows
 
 

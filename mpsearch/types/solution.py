@@ -192,7 +192,7 @@ class Solution:
         bound: lower bound of the additive model, in the table's measure.
         gap: how far the exact solver's own answer is from ``bound``, as a share of its predicted damage.
         seconds: wall time of the search.
-        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform`` or ``size-only``.
+        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform`` or ``size-only``; ``channels``, ``bisect``.
         evaluations: true evaluations spent on whole maps.
         baselines: ``uniform`` (the best feasible one) and ``size-only``, where feasible.
         dominated: format → units in which it was left out of the search: another costs no more and hurts less.
