@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.machine import about
 from mpsearch.report.page import markdown
 
-NAMES = ("demo", "one_pass", "memory", "ilp", "estimators", "maps")
-LONG = ("training", "allocation")  # only when named
+NAMES = ("demo", "one_pass", "memory", "ilp", "solver", "estimators", "maps")
+LONG = ("training", "allocation", "pairs")  # only when named
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -1,6 +1,8 @@
 """Held-back PSNR, in dB, of every way to choose a bit map, at equal bits under one quantizer (weights only).
 
-Peak = range of the float images. `gain over uniform` is that of the best of our own rows. Peers run where installed.
+Peak = range of the float images. Peers (ModelOpt, MCT) run where installed, with their experts' settings. The columns with
+a minus sign are differences in dB; `others` are all rows of one width a layer that are not the ladder's. Seconds are
+wall times of one call each, everything from the float generator to the map included.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
 BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
 ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
 LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
+LADDER = ("fast", "standard", "thorough", "standard, 8 groups")
 Batches = list[tuple[Any, ...]]
 
 
@@ -48,7 +51,7 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
     def photographs(folder: str, factory: str, weights: str) -> tuple[nn.Module, Batches, Batches]:
         own = ASSETS / folder
         model = load_generator(f"{own / 'net.py'}:{factory}", own / weights, {}, own)
-        crops = {"package": "skimage", "folder": "data", "crop": 48, "shrink": 4}
+        crops = {"package": "skimage", "folder": "data", "crop": 32, "shrink": 4}
         source = [make("kind of input", SOURCES, "images", crops)]
         return model, draw(source, PHOTOGRAPHS[0], 16, 0), draw(source, PHOTOGRAPHS[1], 16, 1_000_000)
 
@@ -75,7 +78,11 @@ def measure() -> list[dict[str, str]]:
         for bits in BUDGETS:
             rows.append(_cell(name, bits, subject, judge, scored, batches))
             print(rows[-1], flush=True)
-    return rows
+    mean = {"generator": "mean", "bits": ""}
+    for head in list(rows[0])[2:]:
+        values = [float(row[head]) for row in rows if head in row]
+        mean[head] = f"{np.mean(values):.2f}" + ("" if len(values) == len(rows) else f" (of {len(values)})")
+    return [*rows, mean]
 
 
 def _cell(
@@ -104,8 +111,19 @@ def _cell(
             subject.model, batches, [f"bits<={bits}"], FORMATS, effort, groups=groups
         ).bitmap
         seconds[label] = time.perf_counter() - start
+    found_db = {method: decibels(bitmap) for method, bitmap in found.items()}
+    rivals = [value for method, value in found_db.items() if method not in LADDER]
+    gains = {
+        "standard - uniform": found_db["standard"] - found_db["uniform"],
+        "standard - others": found_db["standard"] - max(rivals),
+        "thorough - standard": found_db["thorough"] - found_db["standard"],
+        "8 groups - layer-wise": found_db["standard, 8 groups"]
+        - max(value for method, value in found_db.items() if method != "standard, 8 groups"),
+    }
+    if peers:
+        gains["standard - peers"] = found_db["standard"] - max(found_db[method] for method in peers)
     row = {"generator": name, "bits": f"{bits:g}"}
-    row |= {method: f"{decibels(bitmap):.2f}" for method, bitmap in found.items()}
+    row |= {method: f"{value:.2f}" for method, value in (found_db | gains).items()}
     return row | {f"{method}, s": f"{spent:.1f}" for method, spent in seconds.items()}
 
 

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from mpsearch.api import allocate, estimate, export, search, validate
+from mpsearch.api import allocate, estimate, export, frontier, search, validate
 from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
@@ -16,7 +16,7 @@ from mpsearch.export import load_packed, read_map, split
 from mpsearch.layers import find_layers
 from mpsearch.quant import quantized
 from mpsearch.targets import smallest
-from mpsearch.types import BitMap, Budget, Format, Layer, Layers, QualityReport, Solution, Table, Target, Unit
+from mpsearch.types import BitMap, Budget, Format, Layer, Layers, Point, QualityReport, Solution, Table, Target, Unit
 
 __version__ = version("mpsearch")
 
@@ -32,6 +32,7 @@ __all__ = [
     "Layers",
     "ModelError",
     "MpsearchError",
+    "Point",
     "QualityReport",
     "Solution",
     "Table",
@@ -42,6 +43,7 @@ __all__ = [
     "estimate",
     "export",
     "find_layers",
+    "frontier",
     "load_packed",
     "quantized",
     "read_map",

@@ -31,9 +31,12 @@ from mpsearch.search import (
     SOLVERS,
     Bayes,
     Refine,
+    Singles,
     counted,
+    knee,
     merged,
     naming_rules,
+    pareto,
     predicted_by_channel,
     problem_of,
     solve,
@@ -54,6 +57,7 @@ from mpsearch.types import (
     Measured,
     Paired,
     Pins,
+    Point,
     Problem,
     QualityReport,
     Solution,
@@ -69,8 +73,8 @@ FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
-    "standard": (Refine(evaluations=100),),
-    "thorough": (Refine(evaluations=600, restarts=4, patience=128), Bayes(evaluations=100)),
+    "standard": (Singles(), Refine()),
+    "thorough": (Singles(), Refine(evaluations=400, restarts=4, others=4, patience=96), Bayes(evaluations=60)),
 }
 
 
@@ -98,8 +102,8 @@ def allocate(
         batches: calibration inputs, a sequence of tuples of positional arguments; no labels.
         budgets: ``bits<=4``, ``size<=20%``, ``bops<=30%``, ``memory<=64KiB``, ``latency<=8ms`` …; all of them hold.
         formats: the choices of every layer.
-        effort: ``fast`` = one-pass table and exact solve; ``standard`` = then local search on the true error;
-            ``thorough`` = a longer one, and Bayesian search.
+        effort: ``fast`` = one-pass table and exact solve; ``standard`` = then singles measured where they matter, and
+            a search on the true error; ``thorough`` = a longer one from several starts, and Bayesian search.
         seed: same seed, same answer.
         include: globs of layers to quantize.
         exclude: globs of layers to leave float.
@@ -230,12 +234,13 @@ def search(
     before, known = subject.evaluations, subject
     expected = len(table.formats) + 2 + sum(getattr(solver, "evaluations", 0) for solver in solvers)
 
-    def evaluate(bitmap: BitMap) -> Measured:
-        measured = known.error(bitmap)
+    def evaluate(bitmap: BitMap, rival: Measured | None = None) -> Measured:
+        measured = known.error(bitmap, rival)
         known.progress("search", min(known.evaluations - before, expected), expected)
         return measured
 
-    asked = replace(problem, evaluate=evaluate, slopes=partial(first_order, known, problem))
+    led = partial(first_order, known, problem)
+    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=led)
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
@@ -252,6 +257,50 @@ def first_order(subject: Subject, problem: Problem, bitmap: BitMap) -> Array | N
         return None
     rows = {layer.name: row for row, layer in enumerate(subject.layers)}
     return np.stack([found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units])
+
+
+def frontier(
+    table: Table,
+    layers: Layers,
+    cost: str = "size",
+    points: int = 40,
+    budgets: Iterable[str | Budget] = (),
+    costs: Mapping[str, CostModel] | None = None,
+) -> list[Point]:
+    """Maps from the least cost to the least predicted damage, none better than another in both.
+
+    Args:
+        table: one row a layer.
+        layers: what the costs are computed from, with their pins, floors and groups.
+        cost: what is traded for damage: any cost that adds up, such as ``size``, ``bops`` or ``bits``.
+        points: at most so many maps.
+        budgets: what every map must meet besides.
+        costs: the cost models, :func:`mpsearch.cost.cost_models`, with measured latencies where there are any.
+
+    Returns:
+        By rising cost and falling damage; one of them is the knee.
+    """
+    costs = cost_models() if costs is None else costs
+    asked = parse_budgets((Budget(cost, math.inf), *(parse_budgets(budgets, costs) if budgets else ())), costs)
+    limits = [limit_of(budget, layers, table.formats, costs) for budget in asked]
+    if limits[0].costs.combine != "sum":
+        raise UsageError(f"no frontier over {cost}: it is the peak of a map, not a sum; give it as a budget")
+    problem = problem_of(table, layers, limits)
+    with naming_rules(layers):
+        answers = pareto(problem, 0, points)
+    damages = [problem.predicted(answer.choice) for answer in answers]
+    corner = knee([problem.limits[0].of(answer.choice) for answer in answers], damages)
+    reported = _reported(limits, problem, layers, costs)
+    return [
+        Point(
+            bitmap=problem.bitmap(answer.choice),
+            costs={limit.budget.cost: limit.of(answer.choice) for limit in reported},
+            predicted=damage,
+            optimal=answer.status == "optimal",
+            knee=at == corner,
+        )
+        for at, (answer, damage) in enumerate(zip(answers, damages, strict=True))
+    ]
 
 
 def _reported(limits: Sequence[Limit], problem: Problem, layers: Layers, costs: Mapping[str, CostModel]) -> list[Limit]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +97,9 @@ def outputs(model: nn.Module, calibration: Calibration) -> list[Tensor]:
     return [output(model, calibration, index) for index in range(len(calibration))]
 
 
-def paired_errors(model: nn.Module, calibration: Calibration, reference: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference to ``reference`` of every sample, ``(samples,)`` float64."""
-    errors = []
-    for index, expected in enumerate(reference):
-        found = output(model, calibration, index)
-        if found.shape != expected.shape:
-            raise ModelError(f"the output changed shape from {tuple(expected.shape)} to {tuple(found.shape)}")
-        errors.append((found - expected).double().square().reshape(len(found), -1).mean(1).cpu())
-    return torch.cat(errors)
+def paired_errors(model: nn.Module, calibration: Calibration, index: int, expected: Tensor) -> Tensor:
+    """Mean squared difference to the images ``expected`` of every sample of one batch, ``(samples,)`` float64."""
+    found = output(model, calibration, index)
+    if found.shape != expected.shape:
+        raise ModelError(f"the output changed shape from {tuple(expected.shape)} to {tuple(found.shape)}")
+    return (found - expected).double().square().reshape(len(found), -1).mean(1).cpu()

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Sheet
 
 from mpsearch.config import load_config
+from mpsearch.cost import COSTS
 from mpsearch.errors import MpsearchError
 from mpsearch.export import read_map
 from mpsearch.model import one_line
@@ -152,6 +153,35 @@ def compare(
         sheet.add_row(name, *map(number, row["costs"].values()), *cells)
     screen.print(sheet)
     screen.print(str(run.folder.path / "comparison.png"), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def pareto(
+    config: Config = None,
+    out: Out = None,
+    cost: Annotated[str, typer.Option(help=f"What is traded for damage: {', '.join(COSTS)}.")] = "size",
+    points: Annotated[int, typer.Option(min=2, help="At most so many maps.")] = 40,
+    budget: BudgetOption = None,
+    formats: FormatOption = None,
+    seed: Seed = None,
+) -> None:
+    """Show what every further byte (BOP, bit) buys: the best maps from the least cost to the least predicted damage.
+
+    Every map meets `--budget`; those of the config are not asked.
+
+    Example: `mpsearch pareto configs/dcgan-faces.yaml --cost bops`
+    """
+    with working(config, out, formats=formats, seed=seed) as run:
+        rows = run.frontier(cost, points, budget or ())
+    sheet = Sheet(
+        *rows[0]["costs"], f"predicted {run.sensitivity.measure}", "PSNR, dB", "", title=f"damage over {cost}"
+    )
+    for row in rows:
+        db, marks = row["predicted_db"], ("knee" if row["knee"] else "") + ("" if row["optimal"] else " not proven")
+        cells = (f"{row['predicted']:.4e}", "–" if db is None else f"{db:.2f}", marks.strip())
+        sheet.add_row(*map(number, row["costs"].values()), *cells)
+    screen.print(sheet)
+    screen.print(str(run.folder.path / "frontier.png"), soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
 from mpsearch.quant import applied
-from mpsearch.registry import make
+from mpsearch.registry import lookup, make
 from mpsearch.report import page, save_grid, save_scatter
 from mpsearch.search import SOLVERS
 from mpsearch.sensitivity import ESTIMATORS
@@ -40,6 +40,7 @@ from mpsearch.zoo import WEIGHTS, fashion_features, load_generator, resolve
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
+AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 
 
 class Run:
@@ -289,6 +290,30 @@ class Run:
         save_scatter(self.folder.path / "comparison.png", points, "average weight bits", "held-back PSNR, dB")
         return rows
 
+    def frontier(self, cost: str = "size", points: int = 40, budgets: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """``frontier.json`` and ``frontier.png``: the best maps from the least cost to the least predicted damage.
+
+        The damage is in the table's measure; a mean squared error in dB too, of the range of the float images.
+        """
+        lookup("cost", self.costs, cost)
+        if budgets:
+            asked = api.parse_budgets(budgets, self.costs)
+            api.check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
+        table = self.sensitivity
+        found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
+        peak = span(self.subject.reference) if table.measure == "mse" else 0.0
+        rows = [{**point.to_json(), "predicted_db": decibels(point.predicted, peak)} for point in found]
+        about = {"cost": cost, "budgets": list(budgets), "measure": table.measure, "peak": peak or None}
+        write_json(self.folder.path / "frontier.json", "mpsearch-frontier/1", {**about, "points": rows})
+        up = "predicted PSNR, dB" if peak else f"log10 of the predicted damage, {table.measure}"
+        dots = {}
+        for at, row in enumerate(rows):
+            if row["predicted"] > 0:
+                height = row["predicted_db"] if peak else math.log10(row["predicted"])
+                dots["knee" if row["knee"] else str(at)] = (row["costs"][cost], height)
+        save_scatter(self.folder.path / "frontier.png", dots, AXES.get(cost, cost), up, named=("knee",))
+        return rows
+
     def _addressed(self, bitmap: BitMap, name: str) -> BitMap:
         """The map under our layer names: other tools name modules, some in lower case; what it lacks is float."""
         known: dict[str, Layer] = {}
@@ -333,6 +358,16 @@ class Run:
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())
         return path
+
+
+def span(images: Sequence[Tensor]) -> float:
+    """The range of all values: the peak of a PSNR."""
+    return max(batch.max().item() for batch in images) - min(batch.min().item() for batch in images)
+
+
+def decibels(mse: float, peak: float) -> float | None:
+    """PSNR of a mean squared error; None where there is none."""
+    return 10 * math.log10(peak**2 / mse) if mse > 0 and peak > 0 else None
 
 
 def describe(bitmap: BitMap, layers: Layers) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import ArtifactError
+from mpsearch.model import Reuse
 from mpsearch.quant import ActivationRange, WeightBank, activation_ranges, applied
-from mpsearch.types import BitMap, Format, Layers, Measured
+from mpsearch.types import FLOAT, BitMap, Format, Layers, Measured
 
+HOPELESS = 4.0  # standard errors
+FEW = 8  # samples that say nothing about hope
 SAME = 1e-3  # of the largest pixel: kernels differ in the last bits between batch sizes
 Memo = MutableMapping[str, list[float]]  # what was measured once, by name; a run folder keeps it on disk
 
@@ -47,6 +51,7 @@ class Subject:
         self.evaluations = 0
         self.asked: set[str] = set()
         self._ranges: dict[tuple[str, int], ActivationRange] = {}
+        self._least = math.inf  # error of the map whose activations are kept
         self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
 
     @cached_property
@@ -90,19 +95,48 @@ class Subject:
                 ranges[name] = (grid.low, grid.high)
         return bitmap.with_ranges(ranges)
 
-    def error(self, bitmap: BitMap) -> Measured:
-        """True paired mean squared error of a whole map, with its standard error over samples."""
+    def error(self, bitmap: BitMap, rival: Measured | None = None) -> Measured:
+        """True paired mean squared error of a whole map, with its standard error over samples.
 
-        def measure() -> list[float]:
-            reference = self.reference  # made by the float generator: before the map is on it
-            with applied(self.model, self.with_ranges(bitmap), self.bank):
-                errors = paired_errors(self.model, self.calibration, reference)
-            return [float(error) for error in errors]
+        Convolutions and linear layers before the first change to the best map so far return what they returned then
+        (:class:`mpsearch.model.Reuse`): the numbers are the same, bit for bit.
 
+        Args:
+            bitmap: the map.
+            rival: a measured map to beat. A map that is worse by ``HOPELESS`` standard errors of the paired difference
+                after some of the batches is not run on the rest; the answer then covers the samples seen.
+        """
+        key = f"errors {bitmap.key}"
         self.evaluations += 1
         self.asked.add(bitmap.key)
-        samples = self.recall(f"errors {bitmap.key}", None, measure)
+        if key in self.memo or rival is None:
+            samples = self.recall(key, None, lambda: self._errors(bitmap, None))
+        elif len(samples := self._errors(bitmap, rival)) == self.samples:
+            samples = self.recall(key, None, lambda: samples)
         return Measured(*mean_and_stderr(samples), len(samples), samples=tuple(samples))
+
+    def _errors(self, bitmap: BitMap, rival: Measured | None) -> list[float]:
+        """Error of every sample, those of the remaining batches left out where the map cannot beat the rival."""
+        reference = self.reference  # made by the float generator: before the map is on it
+        whole = self.with_ranges(bitmap)
+        formats = {layer.name: str(whole.get(layer.name, FLOAT)) for layer in self.layers}
+        samples: list[float] = []
+        with applied(self.model, whole, self.bank) as weights:
+            for batch, expected in enumerate(reference):
+                with self._reuse.watching(batch, formats, weights):
+                    errors = paired_errors(self.model, self.calibration, batch, expected)
+                samples += map(float, errors)
+                if rival is not None and batch + 1 < len(reference) and hopeless(samples, rival.samples):
+                    break
+        error = sum(samples) / len(samples)
+        best = len(samples) == self.samples and error < self._least
+        self._reuse.settle(best)
+        self._least = error if best else self._least
+        return samples
+
+    @cached_property
+    def _reuse(self) -> Reuse:
+        return Reuse({layer.name: [module for module, _ in self.bank.site(layer.name).owners] for layer in self.layers})
 
     def parts(self, batch: int, wanted: int) -> list[tuple[tuple[Any, ...], Tensor]]:
         """One batch cut into at most ``wanted`` parts, as (arguments, float images) each.
@@ -143,6 +177,14 @@ class Subject:
         """Images of the generator under a map, on the calibration inputs."""
         with applied(self.model, self.with_ranges(bitmap), self.bank):
             return outputs(self.model, self.calibration)
+
+
+def hopeless(samples: Sequence[float], rival: Sequence[float]) -> bool:
+    """Whether the first samples of a map leave no hope that all of them together beat the rival's."""
+    if len(samples) < max(FEW, len(rival) / 4):
+        return False
+    mean, stderr = mean_and_stderr([mine - other for mine, other in zip(samples, rival, strict=False)])
+    return mean > HOPELESS * stderr
 
 
 def mean_and_stderr(values: Tensor | Sequence[float]) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def process(*arguments, **options):
     )
 
 
-COMMANDS = ("layers", "sensitivity", "search", "validate", "compare", "export", "run")
+COMMANDS = ("layers", "sensitivity", "search", "validate", "compare", "pareto", "export", "run")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

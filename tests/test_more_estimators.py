@@ -45,48 +45,6 @@ class Curved(nn.Sequential):
         super().__init__(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 4, bias=False), nn.Tanh())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_contract(name, case, snapshot):
-    model, batches = case
-    shot = snapshot(model)
-    memo = {}
-    table = METHODS[name]()(make_subject(model, batches, memo=memo), FORMATS)
-    shot.check()
-    kept = dict(memo)
-    for stored, inference in ((memo, False), ({}, True)):
-        with torch.inference_mode(inference):
-            subject = make_subject(model, batches, memo=stored)
-            again = METHODS[name]()(subject, FORMATS)
-        assert np.array_equal(table.values, again.values, equal_nan=True)
-        assert np.array_equal(table.stderr, again.stderr, equal_nan=True)
-    assert memo == kept
-    layers = subject.layers
-    assert table.units == layers.units
-    assert table.source.startswith(f"{name}(")
-    allowed = [[f in layers.choices(layer, FORMATS) for f in table.formats] for layer in layers]
-    assert np.array_equal(~np.isnan(table.values), allowed)
-    assert np.array_equal(~np.isnan(table.stderr), allowed)
-    assert (table.values[:, [str(f) for f in table.formats].index("float")] == 0).all()
-    assert np.nanmin(table.stderr) >= 0
-    assert name == "signed" or np.nanmin(table.values) >= 0
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_finished_work_is_not_repeated(name, deconv, monkeypatch):
-    model, batches = deconv
-    memo = {}
-    table = METHODS[name]()(make_subject(model, batches, memo=memo), FORMATS)
-
-    def fail(*args, **kwargs):
-        raise AssertionError("measured twice")
-
-    for module in ("replays.forward", "mask.forward", "noise.forward", "signed.forward", "fisher.pull_back"):
-        monkeypatch.setattr(f"mpsearch.sensitivity.{module}", fail)
-    monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
-    again = METHODS[name]()(make_subject(model, batches, memo=memo), FORMATS)
-    assert np.array_equal(again.values, table.values)
-
-
 class Idle(nn.Module):
     """One layer is never called, one is called in vain."""
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
 from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, SizeOnly, Uniform, core, solve
+from mpsearch.search.relaxation import relaxed
 from mpsearch.types import Format, Limit, Measured, Problem, parse_formats
 
 FORMATS = parse_formats(["w2", "w3", "w4", "w6", "w8"])
@@ -80,7 +81,7 @@ def test_the_core_bounds_and_answers_whatever_the_prices(seed, budgets, width, p
     task = random_problem(seed, 6, 4, budgets, 0.4)
     best = brute_force(task)
     assume(np.isfinite(best))
-    start = core.relaxed(task, np.full(budgets, price))
+    start = relaxed(task, np.full(budgets, price))
     cheapest = task.limits[0].costs.values.argmin(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core, "WIDTHS", (width,))

@@ -5,6 +5,7 @@ error.
 """
 
 from mpsearch.model.reading import input_tensors, inputs_mapped, map_input
+from mpsearch.model.reuse import Reuse
 from mpsearch.model.running import device_of, evaluating, first_tensor, forward, one_line
 from mpsearch.model.weights import (
     channel_axis,
@@ -18,6 +19,7 @@ from mpsearch.model.weights import (
 )
 
 __all__ = [
+    "Reuse",
     "channel_axis",
     "copy_of",
     "device_of",

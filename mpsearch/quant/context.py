@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
@@ -58,17 +58,21 @@ def with_ranges(
 
 
 @contextmanager
-def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[None]:
-    """As :func:`quantized`, for a map that has its ranges, with weights from a bank that outlives the context."""
+def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[dict[str, Tensor]]:
+    """As :func:`quantized`, for a map that has its ranges, with weights from a bank that outlives the context.
+
+    Yields the weights in place, by layer, those that stay float left out.
+    """
     weights = {}
+    values = {}
     grids = {}
     for layer, format in bitmap.items():
         places = bank.site(layer).places
         if format.kind != "float":
-            value = bank.dequantized(layer, format)
-            weights.update(dict.fromkeys(places, value))
+            values[layer] = bank.dequantized(layer, format)
+            weights.update(dict.fromkeys(places, values[layer]))
         if format.act_bits:
             grid = partial(quantize_activation, grid=ActivationRange(*bitmap.ranges[layer], format.act_bits))
             grids.update(dict.fromkeys(places, grid))
     with substituted(model, weights), inputs_mapped(model, grids):
-        yield
+        yield values

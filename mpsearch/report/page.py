@@ -71,7 +71,7 @@ def _target(reached: Reached, solution: Solution, quality: QualityReport) -> str
 
 
 def beside(quality: QualityReport, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): every map on calibration and held-back inputs, and how much of the gain over it was lost; brief without intervals."""
+    """(head, rows): every map on both sets of inputs, and what of the gain over it was lost; brief = no intervals."""
     head = ["map", "calibration PSNR, dB", "held-back PSNR, dB", "gain over it", "held-back gain", "overfitting"]
     rows = []
     for name, map in quality.maps.items():

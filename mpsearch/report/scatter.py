@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -14,7 +14,13 @@ from mpsearch.artifact import write_bytes
 WIDTH, HEIGHT, MARGIN, DOT, TICKS = 720, 440, 56, 4, 5
 
 
-def save_scatter(path: Path, points: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
+def save_scatter(
+    path: Path,
+    points: Mapping[str, tuple[float, float]],
+    across: str,
+    up: str,
+    named: Collection[str] | None = None,
+) -> None:
     """Write a PNG.
 
     Args:
@@ -22,6 +28,7 @@ def save_scatter(path: Path, points: Mapping[str, tuple[float, float]], across: 
         points: label → (x, y), finite.
         across: what x is.
         up: what y is.
+        named: labels that are written, their dots red; all, and black, by default.
     """
     page = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default()
@@ -42,7 +49,11 @@ def save_scatter(path: Path, points: Mapping[str, tuple[float, float]], across: 
         for label, (x, y) in points.items():
             at_x = left + (x - columns[0]) / (columns[1] - columns[0]) * (right - left)
             at_y = bottom - (y - rows[0]) / (rows[1] - rows[0]) * (bottom - top)
-            pen.ellipse((at_x - DOT, at_y - DOT, at_x + DOT, at_y + DOT), fill="black")
+            shown = named is None or label in named
+            fill = "red" if shown and named is not None else "black"
+            pen.ellipse((at_x - DOT, at_y - DOT, at_x + DOT, at_y + DOT), fill=fill)
+            if not shown:
+                continue
             side = "rm" if at_x > (left + right) / 2 else "lm"
             pen.text((at_x + (-8 if side == "rm" else 8), at_y), label, fill="black", font=font, anchor=side)
     stream = io.BytesIO()

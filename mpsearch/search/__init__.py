@@ -4,19 +4,29 @@ from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
 from mpsearch.search.bisect import Bisect
 from mpsearch.search.channels import predicted_by_channel, split_channels, splittable
+from mpsearch.search.diverse import diverse
 from mpsearch.search.dominated import counted, dominated, undominated
 from mpsearch.search.feasible import check_feasible
+from mpsearch.search.greedy import Greedy
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
+from mpsearch.search.lagrange import Lagrange
+from mpsearch.search.pareto import knee, pareto
+from mpsearch.search.quadratic import Quadratic
 from mpsearch.search.refine import Refine
+from mpsearch.search.singles import Singles
 from mpsearch.search.size_only import SizeOnly
 from mpsearch.search.uniform import Uniform
 from mpsearch.search.units import merged, naming_rules, problem_of
 
 SOLVERS: dict[str, type[Solver]] = {
     "ilp": Ilp,
+    "lagrange": Lagrange,
     "bayes": Bayes,
+    "greedy": Greedy,
+    "quadratic": Quadratic,
     "refine": Refine,
+    "singles": Singles,
     "uniform": Uniform,
     "size-only": SizeOnly,
 }
@@ -25,15 +35,22 @@ __all__ = [
     "SOLVERS",
     "Bayes",
     "Bisect",
+    "Greedy",
     "Ilp",
+    "Lagrange",
+    "Quadratic",
     "Refine",
+    "Singles",
     "SizeOnly",
     "Uniform",
     "check_feasible",
     "counted",
+    "diverse",
     "dominated",
+    "knee",
     "merged",
     "naming_rules",
+    "pareto",
     "predicted_by_channel",
     "problem_of",
     "solve",

@@ -10,10 +10,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.errors import UsageError
-from mpsearch.search.core import relaxed, room, search_core
-from mpsearch.search.dual import dual_prices
-from mpsearch.search.ilp import repair
+from mpsearch.errors import InfeasibleBudget, UsageError
+from mpsearch.search.lagrange import approach, bracket
+from mpsearch.search.relaxation import from_best, room
 from mpsearch.types import BitMap, Choice, Format, Limit, Problem, Table, within
 
 Array = NDArray[np.float64]
@@ -97,7 +96,7 @@ def split_channels(
         problem = _problem(table, splits, limits, allowed, base + _said(splits, used) + slack)
         if problem is None:
             break
-        prices = np.maximum(dual_prices(problem), TINY) / room(problem)
+        prices = np.maximum(approach(from_best(problem)[0])[0].prices, TINY) / room(problem)
         for _ in range(RAISES):  # sets that fit the prices may still be too dear together
             for at, split in enumerate(splits):
                 widths = _widths(table.values[split.rows], split, prices, groups)
@@ -179,12 +178,11 @@ def _problem(
 
 
 def _solve(problem: Problem) -> Choice | None:
-    """The best choice that the dual, a repair and the core of the knapsack find."""
-    start = relaxed(problem, dual_prices(problem))
-    repaired: Choice | None = repair(problem, start.reduced.argmin(axis=1))
-    if repaired is not None and not problem.feasible(repaired):
-        repaired = None
-    return search_core(problem, start, repaired, GAP, time.perf_counter() + SECONDS)[0]
+    """The best choice of the knapsack, as far as that is asked for; None when the budgets conflict."""
+    try:
+        return bracket(from_best(problem)[0], GAP, time.perf_counter() + SECONDS)[1]
+    except InfeasibleBudget:
+        return None
 
 
 def _widths(damage: Array, split: _Split, prices: Array, groups: int) -> NDArray[np.bool_]:

@@ -24,7 +24,8 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
 
     Args:
         problem: the question.
-        solvers: asked in turn, with the ILP answer, size-only and every feasible uniform map as starting points.
+        solvers: asked in turn; the ILP answer, size-only, every feasible uniform map and the answers of those before
+            are their starting points.
         costs: every cost to report, budgets among them.
 
     Raises:
@@ -36,7 +37,10 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
     baselines = _baselines(problem)
     uniform = filter(problem.feasible, uniform_choices(problem))
     starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
-    searched = [solver(undominated(replace(problem, starts=starts))) for solver in solvers]
+    searched: list[Answer] = []
+    for solver in solvers:
+        known = (*starts, *(answer.choice for answer in searched))
+        searched.append(solver(undominated(replace(problem, starts=known))))
     best = min([exact, *searched, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
     proposed = problem.predicted(exact.choice)
     bitmap = problem.bitmap(best.choice)

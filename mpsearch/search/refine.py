@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.errors import UsageError
+from mpsearch.search.diverse import diverse
 from mpsearch.search.ilp import Ilp
 from mpsearch.types import TOLERANCE, Answer, Choice, Measured, Problem, Table
 
@@ -32,24 +33,28 @@ class Refine:
     Attributes:
         evaluations: true evaluations to spend, those of the starting points included.
         restarts: starting points to descend from, best first.
+        others: near-optimal maps of the table, as different as can be, among the starting points.
         patience: moves in a row that may fail before a map is called a local optimum.
         sure: standard errors of the paired difference by which a move must be better.
     """
 
     evaluations: int = 100
     restarts: int = 1
+    others: int = 0
     patience: int = 32
     sure: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.evaluations, self.restarts, self.patience) < 1 or self.sure < 0:
+        if min(self.evaluations, self.restarts, self.patience) < 1 or min(self.others, self.sure) < 0:
             raise UsageError(
-                "refine needs evaluations, restarts and patience of at least 1 and sure >= 0, "
-                f"not {self.evaluations}, {self.restarts}, {self.patience} and {self.sure}"
+                "refine needs evaluations, restarts and patience of at least 1, others and sure of at least 0, "
+                f"not {self.evaluations}, {self.restarts}, {self.patience}, {self.others} and {self.sure}"
             )
 
     def __call__(self, problem: Problem) -> Answer:
         starts = problem.starts or (Ilp()(problem).choice,)
+        if self.others:
+            starts = (*starts, *diverse(problem, self.others))
         tried = {tuple(start): problem.measured(start) for start in starts}
         ends, optimal = [], True
         for start in sorted(tried, key=lambda key: tried[key].value)[: self.restarts]:
@@ -72,8 +77,8 @@ class Refine:
                     continue
                 if len(tried) >= self.evaluations:
                     return best, False
-                found = tried[tuple(choice)] = problem.measured(choice)
-                model.learn(choice, found.value - here.value)
+                found = tried[tuple(choice)] = problem.measured(choice, here)
+                model.learn(choice, _change(here, found))
                 if moved := found.beats(here, self.sure):
                     best = choice
                     break
@@ -126,6 +131,13 @@ class _Model:
     def _table(self, share: float) -> Table:
         values = np.where(self.problem.allowed, self.slope + share * self.curvature, np.nan)
         return replace(self.problem.damage, values=values)
+
+
+def _change(here: Measured, there: Measured) -> float:
+    """Of the error, over the first quarter of the samples: that much is known of maps given up half way too."""
+    if count := len(here.samples) // 4:
+        return float(np.mean(there.samples[:count]) - np.mean(here.samples[:count]))
+    return there.value - here.value
 
 
 def _neighbours(problem: Problem, choice: Choice) -> list[Choice]:

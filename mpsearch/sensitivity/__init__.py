@@ -9,6 +9,7 @@ from mpsearch.sensitivity.mask import Mask
 from mpsearch.sensitivity.nuclear import Nuclear
 from mpsearch.sensitivity.one_pass import OnePass
 from mpsearch.sensitivity.orm import Orm
+from mpsearch.sensitivity.pairwise import Pairwise
 from mpsearch.sensitivity.perturbation import Perturbation
 from mpsearch.sensitivity.signed import Signed
 from mpsearch.sensitivity.slopes import slopes
@@ -23,6 +24,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "mask": Mask,
     "nuclear": Nuclear,
     "orm": Orm,
+    "pairwise": Pairwise,
     "signed": Signed,
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "Nuclear",
     "OnePass",
     "Orm",
+    "Pairwise",
     "Perturbation",
     "Signed",
     "slopes",

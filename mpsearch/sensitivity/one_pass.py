@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pooled, pull_back, widths_of
+from mpsearch.sensitivity.probes import Pullback, pooled, pull_back
+from mpsearch.sensitivity.projection import channel_errors, projected, projected_channels, rounding_errors, rows
 from mpsearch.subject import Subject
-from mpsearch.types import Format, Layer, Table, Unit
+from mpsearch.types import Format, Layer, Pairs, Table, Unit
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,32 @@ class OnePass:
         steady = np.sqrt(channels.values * curvature * energy)
         return layers, replace(channels, values=steady)
 
+    def pairs(self, subject: Subject, formats: Sequence[Format]) -> Pairs:
+        """Damage with all pair terms, from the very projections that the table squares.
+
+        ``E_v[(Σ_i vᵀJΔ_i)²] = ‖Σ_i JΔ_i‖²`` holds for a whole map as for a single layer, so the projections of the
+        layers are the vectors of a map. The diagonal is the table's; a pair term ``2⟨JΔ_i, JΔ_j⟩`` is unbiased too,
+        with a standard error of about ``2 ‖JΔ_i‖ ‖JΔ_j‖ / sqrt(projections)``. Asked for first, it leaves the table of
+        the same passes in the memo.
+        """
+        layers = subject.layers
+        columns = layers.columns(formats)
+        projector = _Projector(subject, columns, self.probes, self.seed)
+        what = ",".join([*(layer.name for layer in layers), *map(str, columns)])
+        found = []
+        for batch in range(len(subject.calibration)):
+            subject.progress("one-pass", batch, len(subject.calibration))
+            key = f"{describe('one-pass', self)} batch {batch} of {what}"
+            flat = subject.recall(f"{key},pairs", None, partial(_vectors, subject, projector, batch, key))
+            found.append(np.reshape(flat, (-1, len(layers), len(columns))))
+        subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
+        return Pairs(layers.units, columns, np.ascontiguousarray(np.moveaxis(np.concatenate(found), 0, -1)))
+
     def _energy(self, subject: Subject, layer: Layer, formats: Sequence[Format]) -> np.ndarray:
         """``‖ΔW‖²`` of every channel, ``(channels, formats)``."""
         weight = subject.bank.weight(layer.name)
         errors = [subject.bank.dequantized(layer.name, format) - weight for format in formats]
-        rows = [_rows(layer, error).double().square().sum(1) for error in errors]
-        return torch.stack(rows, dim=1).cpu().numpy()
+        return torch.stack([rows(layer, error).double().square().sum(1) for error in errors], dim=1).cpu().numpy()
 
     def _tables(self, subject: Subject, formats: Sequence[Format], channels: bool) -> list[Table]:
         layers, source = subject.layers, describe("one-pass", self)
@@ -88,64 +109,45 @@ class OnePass:
         return tables
 
 
+def _vectors(subject: Subject, projector: _Projector, batch: int, key: str) -> list[float]:
+    """``(probes, layers, formats)`` flat: a batch's part of the vectors; its part of the table goes to the memo."""
+    parts, found = projector.projections(batch)
+    stack = np.stack(found)
+    subject.memo.setdefault(key, list(map(float, np.stack(pooled(parts, list(np.square(stack)))).ravel())))
+    return list(map(float, (stack / np.sqrt(np.bincount(parts))[parts][:, None, None]).ravel()))
+
+
 class _Projector:
-    """Turns pullbacks into ``vᵀ(J_W ΔW + J_x Δx)`` of every layer and format."""
+    """Turns pullbacks into ``vᵀ(J_W ΔW + J_x Δx)`` of every layer, or layer and channel, in every format."""
 
     def __init__(
         self, subject: Subject, columns: Sequence[Format], probes: int, seed: int, channels: bool = False
     ) -> None:
         self.subject, self.columns, self.probes, self.seed, self.channels = subject, columns, probes, seed, channels
-        self.widths = widths_of(columns)
-        self.kinds = list(dict.fromkeys(format.weight_only for format in columns))
 
     @cached_property
-    def deltas(self) -> dict[str, Tensor]:
-        """Layer → rounding errors, ``(weight formats, weights)``, or ``(channels, weights of one, weight formats)``."""
-        bank = self.subject.bank
-        found = {}
-        for layer in self.subject.layers:
-            errors = [bank.dequantized(layer.name, kind) - bank.weight(layer.name) for kind in self.kinds]
-            if self.channels:
-                found[layer.name] = torch.stack([_rows(layer, error) for error in errors], dim=-1)
-            else:
-                found[layer.name] = torch.stack([error.flatten() for error in errors])
-        return found
+    def errors(self) -> dict[str, Tensor]:
+        """Once, and only if something is measured."""
+        return (channel_errors if self.channels else rounding_errors)(self.subject, self.columns)
 
     def measure(self, batch: int) -> list[float]:
         """One batch's share of the mean squared error and its variance, ``(2, layers, formats)`` flat."""
+        parts, found = self.projections(batch)
+        return list(map(float, np.stack(pooled(parts, list(np.square(found)))).ravel()))
+
+    def projections(self, batch: int) -> tuple[list[int], list[np.ndarray]]:
+        """(part, ``(layers, formats)`` whose squares are shares of the mean squared error) of every probe."""
         parts: list[int] = []
-        squares: list[np.ndarray] = []
+        found: list[np.ndarray] = []
 
         def visit(pullback: Pullback) -> None:
             parts.append(pullback.part)
-            squares.append(pullback.scale * self._project(pullback) ** 2)
+            found.append(pullback.scale**0.5 * self._project(pullback))
 
         pull_back(self.subject, self.columns, batch, self.probes, self.seed, visit)
-        return list(map(float, np.stack(pooled(parts, squares)).ravel()))
+        return parts, found
 
     def _project(self, pullback: Pullback) -> np.ndarray:
-        """``vᵀ(J_W ΔW + J_x Δx)``, ``(layers, formats)``, a layer's calls together; then ``vᵀ J_W ΔW`` a channel."""
-        weights = np.zeros((len(self.deltas), len(self.kinds)))
-        inputs = np.zeros((len(self.deltas), 1 + len(self.widths)))  # the first column stays 0: float activations
-        channels = []
-        for row, (layer, (name, delta)) in enumerate(zip(self.subject.layers, self.deltas.items(), strict=True)):
-            grad = pullback.weights[name]
-            if self.channels:
-                own = np.zeros((layer.channels, len(self.kinds)))
-                if grad is not None:
-                    own = torch.bmm(_rows(layer, grad)[:, None], delta)[:, 0].double().cpu().numpy()
-                channels.append(own)
-                weights[row] = own.sum(0)
-            elif grad is not None:
-                weights[row] = (delta @ grad.flatten()).double().cpu().numpy()
-            for grad, read in pullback.inputs.get(name, ()):
-                if grad is not None:
-                    inputs[row, 1:] += (read.errors @ grad.flatten()).double().cpu().numpy()
-        kinds = [self.kinds.index(format.weight_only) for format in self.columns]
-        widths = [0 if format.act_bits is None else 1 + self.widths.index(format.act_bits) for format in self.columns]
-        return np.concatenate([weights[:, kinds] + inputs[:, widths], *(own[:, kinds] for own in channels)])
-
-
-def _rows(layer: Layer, weight: Tensor) -> Tensor:
-    """``(channels, weights of one)``."""
-    return weight.movedim(layer.channel_axis, 0).flatten(1)
+        if self.channels:
+            return projected_channels(pullback, self.subject.layers, self.errors, self.columns)
+        return projected(pullback, self.errors, self.columns)

@@ -29,6 +29,10 @@ class Read:
     errors: Tensor
 
 
+Weights = dict[str, Tensor | None]
+Inputs = dict[str, list[tuple[Tensor | None, Read]]]
+
+
 @dataclass(frozen=True, eq=False)
 class Pullback:
     """``vᵀJ`` of one probe ``v`` over the output of one batch.
@@ -42,8 +46,8 @@ class Pullback:
     """
 
     part: int
-    weights: dict[str, Tensor | None]
-    inputs: dict[str, list[tuple[Tensor | None, Read]]]
+    weights: Weights
+    inputs: Inputs
     scale: float
 
 
@@ -82,8 +86,45 @@ def _pull_part(
     generator: torch.Generator,
     visit: Callable[[Pullback], None],
 ) -> None:
-    names = [layer.name for layer in subject.layers]
     scale = 1 / (subject.samples * subject.reference[batch][0].numel())
+
+    def sign(images: Tensor) -> Tensor:
+        return torch.randint(0, 2, images.shape, generator=generator).mul_(2).sub_(1).to(images)
+
+    def found(weights: Weights, inputs: Inputs) -> None:
+        visit(Pullback(part, weights, inputs, scale))
+
+    gradients(subject, formats, batch, args, found, sign, count=probes, check=part == 0)
+
+
+def gradients(
+    subject: Subject,
+    formats: Sequence[Format],
+    batch: int,
+    args: tuple[Any, ...],
+    visit: Callable[[Weights, Inputs], None],
+    draw: Callable[[Tensor], Tensor] = torch.ones_like,
+    head: Callable[[Tensor], Tensor] | None = None,
+    count: int = 1,
+    check: bool = True,
+) -> None:
+    """Call ``visit`` with ``vᵀ ∂y`` by every weight and every layer input, for ``count`` vectors ``v``.
+
+    Args:
+        subject: the generator.
+        formats: whose activation rounding errors the readings hold.
+        batch: number of the batch that ``args`` are a part of.
+        args: arguments of the generator.
+        visit: told the gradients of every vector.
+        draw: ``y`` → ``v``.
+        head: images → ``y``; by default the images themselves.
+        count: backward passes.
+        check: whether to refuse a layer that has no gradient but changes the output.
+
+    Raises:
+        ModelError: the output has no gradient, or computing it fails.
+    """
+    names = [layer.name for layer in subject.layers]
     reads: dict[str, list[Read]] = {}
     taps = _taps(subject, formats, reads)
     with evaluating(subject.model):
@@ -95,14 +136,14 @@ def _pull_part(
                 raise ModelError(f"the generator's forward pass runs without gradients (torch.no_grad?): {ADVICE}")
             spots = [(name, read) for name, found in reads.items() for read in found]
             wanted = [*leaves.values(), *(read.x for _, read in spots)]
-            for probe in range(probes):
-                sign = torch.randint(0, 2, images.shape, generator=generator).mul_(2).sub_(1).to(images)
-                grads = _gradients(images, wanted, sign, last=probe + 1 == probes)
-                inputs: dict[str, list[tuple[Tensor | None, Read]]] = {}
+            target = images if head is None else head(images)
+            for done in range(1, count + 1):
+                grads = backward(target, wanted, draw(target), last=done == count)
+                inputs: Inputs = {}
                 for (name, read), grad in zip(spots, grads[len(names) :], strict=True):
                     inputs.setdefault(name, []).append((grad, read))
-                visit(Pullback(part, dict(zip(names, grads, strict=False)), inputs, scale))
-    if part == 0:
+                visit(dict(zip(names, grads, strict=False)), inputs)
+    if check:
         _refuse_blind(subject, [name for name, grad in zip(names, grads, strict=False) if grad is None])
 
 
@@ -117,9 +158,10 @@ def pooled(parts: Sequence[int], values: Sequence[Array]) -> tuple[Array, Array]
     return total, variance
 
 
-def _gradients(images: Tensor, wanted: Sequence[Tensor], sign: Tensor, last: bool) -> tuple[Tensor | None, ...]:
+def backward(target: Tensor, wanted: Sequence[Tensor], vector: Tensor, last: bool) -> tuple[Tensor | None, ...]:
+    """``vᵀ ∂target`` by everything wanted; the graph is kept unless it is the ``last`` vector; None = no gradient."""
     try:
-        return torch.autograd.grad(images, wanted, sign, retain_graph=not last, allow_unused=True)
+        return torch.autograd.grad(target, wanted, vector, retain_graph=not last, allow_unused=True)
     except RuntimeError as error:
         raise ModelError(f"the generator cannot be differentiated ({one_line(error)}): {ADVICE}") from error
 

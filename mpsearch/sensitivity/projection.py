@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpsearch.sensitivity.probes import Pullback, widths_of
 from mpsearch.subject import Subject
-from mpsearch.types import Format
+from mpsearch.types import Format, Layer, Layers
 
 Array = NDArray[np.float64]
 
@@ -35,12 +35,56 @@ def projected(pullback: Pullback, errors: Mapping[str, Tensor], columns: Sequenc
         columns: the formats.
         power: 1 or 2.
     """
-    kinds, widths = _kinds(columns), widths_of(columns)
-    weights = np.zeros((len(errors), len(kinds)))
-    inputs = np.zeros((len(errors), 1 + len(widths)))  # the first column stays 0: float activations
+    weights = np.zeros((len(errors), len(_kinds(columns))))
     for row, (name, error) in enumerate(errors.items()):
         if (grad := pullback.weights[name]) is not None:
             weights[row] = (error @ grad.flatten().float() ** power).double().cpu().numpy()
+    return _with_inputs(weights, pullback, list(errors), columns, power)
+
+
+def channel_errors(subject: Subject, columns: Sequence[Format]) -> dict[str, Tensor]:
+    """Layer → ``ΔW`` in float32, ``(channels, weights of one, weight formats)``."""
+    found = {}
+    for layer, error in zip(subject.layers, rounding_errors(subject, columns).values(), strict=True):
+        found[layer.name] = torch.stack([rows(layer, delta.reshape(layer.shape)) for delta in error], dim=-1)
+    return found
+
+
+def projected_channels(
+    pullback: Pullback, layers: Layers, errors: Mapping[str, Tensor], columns: Sequence[Format]
+) -> Array:
+    """:func:`projected` of the layers, then ``Σ_w g_w ΔW_w`` of all their channels, ``(layers + channels, formats)``.
+
+    Args:
+        pullback: the gradients ``g``.
+        layers: those of the generator.
+        errors: :func:`channel_errors` with the same ``columns``.
+        columns: the formats.
+    """
+    kinds = _kinds(columns)
+    parts = []
+    for layer in layers:
+        own = np.zeros((layer.channels, len(kinds)))
+        if (grad := pullback.weights[layer.name]) is not None:
+            own = torch.bmm(rows(layer, grad.float())[:, None], errors[layer.name])[:, 0].double().cpu().numpy()
+        parts.append(own)
+    whole = np.stack([own.sum(0) for own in parts])
+    kind = [kinds.index(format.weight_only) for format in columns]
+    return np.concatenate([_with_inputs(whole, pullback, list(errors), columns), *(own[:, kind] for own in parts)])
+
+
+def rows(layer: Layer, weight: Tensor) -> Tensor:
+    """``(channels, weights of one)``."""
+    return weight.movedim(layer.channel_axis, 0).flatten(1)
+
+
+def _with_inputs(
+    weights: Array, pullback: Pullback, names: Sequence[str], columns: Sequence[Format], power: int = 1
+) -> Array:
+    """Projections a weight format made those of ``columns``, with what the layers' inputs add to them."""
+    kinds, widths = _kinds(columns), widths_of(columns)
+    inputs = np.zeros((len(names), 1 + len(widths)))  # the first column stays 0: float activations
+    for row, name in enumerate(names):
         for grad, read in pullback.inputs.get(name, ()):
             if grad is not None:
                 inputs[row, 1:] += (read.errors.float() ** power @ grad.flatten().float() ** power).cpu().numpy()

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsearch.errors import ModelError, UsageError
-from mpsearch.model import evaluating, forward, inputs_mapped, substituted
+from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import ADVICE, Pullback, Read, _gradients, _refuse_blind, _taps
+from mpsearch.sensitivity.probes import Inputs, Pullback, Weights, gradients
 from mpsearch.sensitivity.projection import projected, rounding_errors
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
@@ -113,23 +112,10 @@ class Signed:
 
     def _gradients(self, subject: Subject, columns: Sequence[Format], batch: int, args: tuple[Any, ...]) -> Pullback:
         """Gradients of the loss of a part of a batch."""
-        model, bank = subject.model, subject.bank
-        names = [layer.name for layer in subject.layers]
-        reads: dict[str, list[Read]] = {}
-        taps = _taps(subject, columns, reads)
-        with evaluating(model):
-            leaves = {name: bank.weight(name).clone().requires_grad_() for name in names}
-            places = {place: leaves[name] for name in names for place in bank.site(name).places}
-            with substituted(model, places), inputs_mapped(model, taps):
-                images = forward(model, args, subject.calibration.run(batch)[0])
-                if not images.requires_grad:
-                    raise ModelError(f"the generator's forward pass runs without gradients (torch.no_grad?): {ADVICE}")
-                spots = [(name, read) for name, found in reads.items() for read in found]
-                loss = self.value(images)
-                wanted = [*leaves.values(), *(read.x for _, read in spots)]
-                grads = _gradients(loss, wanted, torch.ones_like(loss), last=True)
-        _refuse_blind(subject, [name for name, grad in zip(names, grads, strict=False) if grad is None])
-        inputs: dict[str, list[tuple[Tensor | None, Read]]] = {}
-        for (name, read), grad in zip(spots, grads[len(names) :], strict=True):
-            inputs.setdefault(name, []).append((grad, read))
-        return Pullback(0, dict(zip(names, grads, strict=False)), inputs, 1.0)
+        found: list[Pullback] = []
+
+        def visit(weights: Weights, inputs: Inputs) -> None:
+            found.append(Pullback(0, weights, inputs, 1.0))
+
+        gradients(subject, columns, batch, args, visit, head=self.value)
+        return found[0]

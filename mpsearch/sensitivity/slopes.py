@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mpsearch.model import evaluating, forward, inputs_mapped, substituted
 from mpsearch.quant import ActivationRange, quantize_activation
-from mpsearch.sensitivity.probes import _gradients as gradients
-from mpsearch.sensitivity.probes import widths_of
+from mpsearch.sensitivity.probes import backward, widths_of
 from mpsearch.subject import Subject
 from mpsearch.types import FLOAT, BitMap, Format
 
@@ -53,7 +52,7 @@ def _measure(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Arr
             with evaluating(subject.model), substituted(subject.model, places), inputs_mapped(subject.model, taps):
                 images = forward(subject.model, args, subject.calibration.run(batch)[0])
                 wanted = [*leaves.values(), *(x for _, x, _ in reads)]
-                found = gradients(images, wanted, (images.detach() - expected) * scale, last=True)
+                found = backward(images, wanted, (images.detach() - expected) * scale, last=True)
             for name, grad in zip(leaves, found, strict=False):
                 if grad is not None:
                     slope[name] += grad

@@ -3,7 +3,9 @@
 from mpsearch.types.bitmap import BitMap
 from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
+from mpsearch.types.frontier import Point
 from mpsearch.types.layer import Layer, Layers, Unit
+from mpsearch.types.pairs import Interactions, Pairs
 from mpsearch.types.quality import Interval, Paired, QualityReport, decibels
 from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
@@ -21,13 +23,16 @@ __all__ = [
     "Choice",
     "Floors",
     "Format",
+    "Interactions",
     "Interval",
     "Layer",
     "Layers",
     "Limit",
     "Measured",
     "Paired",
+    "Pairs",
     "Pins",
+    "Point",
     "Problem",
     "QualityReport",
     "Reached",

@@ -16,6 +16,7 @@ from mpsearch.types.bitmap import BitMap
 from mpsearch.types.budget import Budget, within
 from mpsearch.types.format import FLOAT_BITS, Format
 from mpsearch.types.layer import Unit
+from mpsearch.types.pairs import Pairs
 from mpsearch.types.quality import decibels
 from mpsearch.types.table import Table
 from mpsearch.types.target import Reached
@@ -35,6 +36,8 @@ class Measured:
 
     def beats(self, other: Measured, sure: float = 0.0) -> bool:
         """Whether it is less, by more than ``sure`` standard errors of the difference over the same samples."""
+        if self.n < other.n:  # given up half way
+            return False
         gain = other.value - self.value
         if len(self.samples) < 2 or len(self.samples) != len(other.samples):
             return gain > 0
@@ -74,6 +77,8 @@ class Problem:
         limits: the budgets with their cost tables over the same units and formats.
         evaluate: the true damage of a whole map, when a generator is at hand.
         starts: feasible choices that a local or sampling search may begin with.
+        race: as ``evaluate``, and may stop early when the map is hopeless beside a measured one.
+        pairs: damage with the terms of pairs of units, for a solver that can use them.
         slopes: ``(units, formats)`` first-order changes of the true damage when one unit of a map takes another format;
             None where the generator has no gradients.
     """
@@ -82,6 +87,8 @@ class Problem:
     limits: tuple[Limit, ...]
     evaluate: Callable[[BitMap], Measured] | None = None
     starts: tuple[Choice, ...] = ()
+    race: Callable[[BitMap, Measured], Measured] | None = None
+    pairs: Pairs | None = None
     slopes: Callable[[BitMap], NDArray[np.float64] | None] | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +97,8 @@ class Problem:
                 raise UsageError(f"the cost table of {limit.budget} has other units or formats than the damage table")
             if np.isnan(limit.costs.values[self.allowed]).any():
                 raise UsageError(f"the cost table of {limit.budget} lacks a choice that the damage table allows")
+        if self.pairs and (self.pairs.units != self.damage.units or self.pairs.formats != self.damage.formats):
+            raise UsageError("the pairs have other units or formats than the damage table")
         if np.isinf(self.damage.values).any():
             raise UsageError("the damage table holds infinite values: mark what is not allowed as NaN")
         if not self.allowed.any(axis=1).all():
@@ -112,11 +121,16 @@ class Problem:
     def predicted(self, choice: Choice) -> float:
         return float(self.damage.values[np.arange(len(choice)), choice].sum())
 
-    def measured(self, choice: Choice) -> Measured:
-        """Paired error of the whole map; ``UsageError`` when no generator is at hand."""
+    def measured(self, choice: Choice, rival: Measured | None = None) -> Measured:
+        """Paired error of the whole map; ``UsageError`` when no generator is at hand.
+
+        With a ``rival`` that it is hopelessly worse than, it may cover a part of the samples only.
+        """
         if self.evaluate is None:
             raise UsageError("this search needs a generator: the problem has no true error to evaluate")
-        return self.evaluate(self.bitmap(choice))
+        if rival is None or self.race is None:
+            return self.evaluate(self.bitmap(choice))
+        return self.race(self.bitmap(choice), rival)
 
     def true_error(self, choice: Choice) -> float:
         """The value of :meth:`measured`."""
@@ -145,7 +159,7 @@ class Answer:
         method: its name.
         choice: column of each unit; feasible.
         status: ``optimal``, ``feasible``, ``time limit`` …
-        bound: lower bound of the additive model, where the solver proves one.
+        bound: lower bound of the model that the solver minimises, where it proves one.
     """
 
     method: str
@@ -192,7 +206,7 @@ class Solution:
         bound: lower bound of the additive model, in the table's measure.
         gap: how far the exact solver's own answer is from ``bound``, as a share of its predicted damage.
         seconds: wall time of the search.
-        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform`` or ``size-only``; ``channels``, ``bisect``.
+        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform``, ``channels``, ``bisect`` …
         evaluations: true evaluations spent on whole maps.
         baselines: ``uniform`` (the best feasible one) and ``size-only``, where feasible.
         dominated: format → units in which it was left out of the search: another costs no more and hurts less.
