@@ -1,6 +1,6 @@
 """Held-back PSNR, in dB, of every way to choose a bit map, at equal bits under one quantizer (weights only).
 
-Peak = range of the float images. Peers (ModelOpt, MCT) run where installed, with their experts' settings. The columns with
+Peak = range of the float images. Peers (ModelOpt, MCT) run where installed, as experts would. The columns with
 a minus sign are differences in dB; `others` are all rows of one width a layer that are not the ladder's. Seconds are
 wall times of one call each, everything from the float generator to the map included.
 """

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
-from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, SizeOnly, Uniform, core, solve
+from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, Singles, SizeOnly, Uniform, core, solve
 from mpsearch.search.relaxation import relaxed
 from mpsearch.types import Format, Limit, Measured, Problem, parse_formats
 
@@ -222,7 +222,7 @@ def test_every_solver_keeps_the_contract(name):
         assert task.true_error(answers[0].choice) <= task.true_error(start)
 
 
-@pytest.mark.parametrize("name", ["refine", "bayes"])
+@pytest.mark.parametrize("name", ["refine", "bayes", "singles"])
 def test_searches_on_the_truth_need_a_generator_and_keep_to_their_evaluations(name):
     with pytest.raises(UsageError, match="needs a generator"):
         SOLVERS[name]()(random_problem(1))
@@ -284,3 +284,104 @@ def test_problems_check_their_tables():
         problem(np.array([[np.inf, 1.0]]))
     with pytest.raises(UsageError, match="lacks a choice"):
         problem(np.ones((1, 2)), (np.array([[1.0, np.nan]]), 5.0))
+
+
+class Squared:
+    """Damage is the squared length of a sum of vectors, one a unit: all pair terms are there, and slopes are exact."""
+
+    def __init__(self, seed, units=6, dimensions=5, together=1.0):
+        rng = np.random.default_rng(seed)
+        scale = 2.0 ** -np.array([f.bits for f in FORMATS]) * rng.lognormal(0, 0.5, (units, 1))
+        common = rng.normal(size=dimensions)
+        self.vectors = (rng.normal(size=(units, len(FORMATS), dimensions)) + together * common) * scale[:, :, None]
+        self.asked = []
+        damage = np.square(self.vectors).sum(axis=2)
+        bits = np.array([[f.bits for f in FORMATS]] * units, float) / units
+        task = problem(damage, (bits, 4.0), evaluate=self.evaluate)
+        self.task = Problem(task.damage, task.limits, self.evaluate, slopes=self.slopes)
+
+    def _residual(self, bitmap):
+        columns = [FORMATS.index(bitmap[f"layer{i}.weight"]) for i in range(len(self.vectors))]
+        return columns, self.vectors[np.arange(len(columns)), columns].sum(axis=0)
+
+    def evaluate(self, bitmap):
+        self.asked.append(bitmap.key)
+        return Measured(float(np.square(self._residual(bitmap)[1]).sum()), 0.0, 1)
+
+    def slopes(self, bitmap):
+        columns, residual = self._residual(bitmap)
+        now = self.vectors[np.arange(len(columns)), columns]
+        return 2 * (self.vectors - now[:, None]) @ residual
+
+    def best(self):
+        choices = map(np.array, itertools.product(range(len(FORMATS)), repeat=len(self.vectors)))
+        return min(self.task.true_error(choice) for choice in choices if self.task.feasible(choice))
+
+
+def test_slopes_lead_refine_to_the_optimum_that_the_table_does_not_see():
+    within_a_tenth, ilp = 0, 0
+    for seed in range(12):
+        truth = Squared(seed)
+        best = truth.best()
+        truth.asked.clear()
+        found = Refine(evaluations=60)(truth.task)
+        assert len(set(truth.asked)) <= 60
+        assert truth.task.feasible(found.choice)
+        within_a_tenth += truth.task.true_error(found.choice) <= 1.1 * best
+        ilp += truth.task.true_error(Ilp()(truth.task).choice) <= 1.1 * best
+    assert within_a_tenth >= 10 > ilp
+
+
+def test_slopes_save_evaluations():
+    """Led by slopes, a few maps do; by the table alone, it takes a walk."""
+    led, blind = [], []
+    for seed in range(8):
+        for evaluations, slopes in ((8, True), (8, False)):
+            truth = Squared(seed)
+            task = truth.task if slopes else Problem(truth.task.damage, truth.task.limits, truth.evaluate)
+            (led if slopes else blind).append(task.true_error(Refine(evaluations=evaluations)(task).choice))
+    assert np.mean(np.log(led)) < np.mean(np.log(blind)) - 0.05
+
+
+def test_refine_without_gradients_goes_by_the_table():
+    truth = Squared(3)
+    task = Problem(truth.task.damage, truth.task.limits, truth.evaluate, slopes=lambda bitmap: None)
+    plain = Problem(truth.task.damage, truth.task.limits, truth.evaluate)
+    assert (Refine()(task).choice == Refine()(plain).choice).all()
+
+
+def test_more_starts_are_never_worse():
+    for seed in range(4):
+        truth = Squared(seed, together=3.0)
+        one = truth.task.true_error(Refine(evaluations=300)(truth.task).choice)
+        four = truth.task.true_error(Refine(evaluations=300, restarts=4, others=4)(truth.task).choice)
+        assert four <= one
+
+
+def test_singles_stand_on_measured_cells():
+    """The table says that layer 0 is safe at two bits; it is not."""
+    bits = np.array([[f.bits for f in FORMATS]] * 4, float) / 4
+    told = np.array([[0.1, 0.05, 0.02, 0.01, 0.0]] + [[4.0, 2.0, 1.0, 0.5, 0.1]] * 3)
+    true = told.copy()
+    true[0] = [50.0, 5.0, 0.02, 0.01, 0.0]
+    measured = []
+
+    def evaluate(bitmap):
+        measured.append(bitmap)
+        columns = {name: FORMATS.index(format) for name, format in bitmap.items()}
+        return Measured(sum(true[int(name[5])][column] for name, column in columns.items()), 0.0, 1)
+
+    task = problem(told, (bits, 4.0), evaluate=evaluate)
+    answer = Singles()(task)
+    assert Ilp()(task).choice[0] < 2 <= answer.choice[0]
+    assert answer.status == "stands on measured cells"
+    assert all(len(bitmap) == 1 for bitmap in measured)
+    assert len(measured) <= 32
+    short = Singles(evaluations=1)(task)
+    assert short.status == "feasible"
+    assert task.feasible(short.choice)
+
+
+def test_singles_refuse_nonsense():
+    with pytest.raises(UsageError, match="at least 1 evaluation, not 0"):
+        Singles(evaluations=0)

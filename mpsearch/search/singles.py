@@ -15,23 +15,18 @@ from mpsearch.types import Answer, BitMap, Problem
 class Singles:
     """Solve, measure the cells that the solution stands on, and solve again until it stands on measured ones.
 
-    An estimate is first order: it misses that the damage of very few bits saturates, or explodes. Only the few cells
-    that carry most of the predicted damage of a good map can mislead the solver much, so one unit at a time is
-    quantized for real in these.
+    An estimate is first order: it misses that the damage of very few bits saturates, or explodes. Only cells that a
+    good map uses can mislead the solver, so one unit at a time is quantized for real in these.
 
     Attributes:
-        evaluations: true evaluations to spend.
-        share: of the predicted damage that measured cells must carry.
+        evaluations: true evaluations to spend, where most damage is predicted first.
     """
 
-    evaluations: int = 24
-    share: float = 0.9
+    evaluations: int = 32
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1 or not 0 < self.share <= 1:
-            raise UsageError(
-                f"singles needs at least 1 evaluation and a share of 0 … 1, not {self.evaluations} and {self.share}"
-            )
+        if self.evaluations < 1:
+            raise UsageError(f"singles needs at least 1 evaluation, not {self.evaluations}")
 
     def __call__(self, problem: Problem) -> Answer:
         if problem.evaluate is None:
@@ -40,10 +35,8 @@ class Singles:
         known = np.zeros(values.shape, bool)
         while True:
             choice = Ilp()(replace(problem, damage=replace(problem.damage, values=values))).choice
-            damage = values[rows, choice]
-            order = np.argsort(-damage, kind="stable")
-            carried = np.cumsum(damage[order]) - damage[order]  # by the units before
-            wanted = [u for u in order[carried < self.share * damage.sum()] if not known[u, choice[u]]]
+            order = np.argsort(-values[rows, choice], kind="stable")
+            wanted = [unit for unit in order if not known[unit, choice[unit]]]
             spare = self.evaluations - int(known.sum())
             if not wanted or spare < 1:
                 status = "feasible" if wanted else "stands on measured cells"
