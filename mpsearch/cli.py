@@ -251,7 +251,7 @@ def show_quality(quality: QualityReport) -> None:
     screen.print(sheet)
     if quality.maps:
         head, rows = beside(quality, brief=True)
-        sheet = Sheet(*head)
+        sheet = Sheet(*head, title="PSNR in dB, and the gain of the found map")
         for row in rows:
             sheet.add_row(*row)
         screen.print(sheet)

@@ -72,7 +72,8 @@ def _target(reached: Reached, solution: Solution, quality: QualityReport) -> str
 
 def beside(quality: QualityReport, brief: bool = False) -> tuple[list[str], list[list[str]]]:
     """(head, rows): every map on both sets of inputs, and what of the gain over it was lost; brief = no intervals."""
-    head = ["map", "calibration PSNR, dB", "held-back PSNR, dB", "gain over it", "held-back gain", "overfitting"]
+    inputs = ["calibration", "held-back"] if brief else ["calibration PSNR, dB", "held-back PSNR, dB"]
+    head = ["map", *inputs, "gain" if brief else "gain over it", "held-back gain", "overfitting"]
     rows = []
     for name, map in quality.maps.items():
         seen, unseen = (None, None) if name == "found" else quality.maps["found"].gain_over(map)
