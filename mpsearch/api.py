@@ -30,6 +30,7 @@ from mpsearch.registry import lookup, make
 from mpsearch.search import (
     SOLVERS,
     Bayes,
+    Quadratic,
     Refine,
     Singles,
     counted,
@@ -239,8 +240,13 @@ def search(
         known.progress("search", min(known.evaluations - before, expected), expected)
         return measured
 
+    pairs = None
+    for solver in solvers:
+        if isinstance(solver, Quadratic):
+            found = OnePass(seed=solver.seed).pairs(known, table.formats)
+            pairs = found.over(problem.units, problem.formats)
     led = partial(first_order, known, problem)
-    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=led)
+    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=led, pairs=pairs)
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:

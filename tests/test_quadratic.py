@@ -10,10 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_search import FORMATS, problem, random_problem, table
 
+import mpsearch
 from mpsearch import UsageError
+from mpsearch.api import make_subject
 from mpsearch.search import Ilp, Quadratic
 from mpsearch.search.quadratic import _Model
-from mpsearch.types import Pairs, Problem
+from mpsearch.sensitivity import OnePass
+from mpsearch.types import Pairs, Problem, parse_formats
 
 
 def paired(seed, units=5, formats=3, budgets=1, tight=0.5, rank=4):
@@ -168,3 +171,17 @@ def test_scip_proves_a_bound_and_its_answer_counts():
         assert answer.status == "optimal"
         assert modelled(task, answer.choice, 1.0) == pytest.approx(best, rel=1e-6)
         assert best * (1 - 1e-5) <= answer.bound <= best * (1 + 1e-9)
+
+
+def test_a_run_of_the_solver_by_name_has_its_pairs(deconv, monkeypatch):
+    model, batches = deconv
+    subject = make_subject(model, batches)
+    table = OnePass(probes=8)(subject, parse_formats(["w2", "w4", "w8"]))
+    seen = []
+    asked = Quadratic.__call__
+    monkeypatch.setattr(Quadratic, "__call__", lambda self, problem: seen.append(problem) or asked(self, problem))
+    solution = mpsearch.search(table, subject.layers, ["bits<=4"], "quadratic", subject)
+    (problem,) = seen
+    assert problem.pairs.units == problem.units
+    assert problem.pairs.vectors.any()
+    assert solution.costs["bits"] <= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,13 @@ class Pairs:
         """``(units, formats)``: damage of every unit alone."""
         found: Array = np.square(self.vectors).sum(axis=-1)
         return found
+
+    def over(self, units: Sequence[Unit], formats: Sequence[Format]) -> Pairs:
+        """Rows and columns in another order; units of several layers are the sum of these."""
+        rows = {unit.layer: row for row, unit in enumerate(self.units)}
+        columns = [self.formats.index(format) for format in formats]
+        joined = [self.vectors[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in units]
+        return Pairs(tuple(units), tuple(formats), np.stack(joined)[:, columns])
 
     def scaled_to(self, table: Table) -> Pairs:
         """The same directions with the lengths of a table: its damages of single units, these correlations."""
