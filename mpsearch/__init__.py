@@ -15,7 +15,8 @@ from mpsearch.errors import (
 from mpsearch.export import load_packed, read_map, split
 from mpsearch.layers import find_layers
 from mpsearch.quant import quantized
-from mpsearch.types import BitMap, Budget, Format, Layer, Layers, Point, QualityReport, Solution, Table, Unit
+from mpsearch.targets import smallest
+from mpsearch.types import BitMap, Budget, Format, Layer, Layers, Point, QualityReport, Solution, Table, Target, Unit
 
 __version__ = version("mpsearch")
 
@@ -35,6 +36,7 @@ __all__ = [
     "QualityReport",
     "Solution",
     "Table",
+    "Target",
     "Unit",
     "UsageError",
     "allocate",
@@ -46,6 +48,7 @@ __all__ = [
     "quantized",
     "read_map",
     "search",
+    "smallest",
     "split",
     "validate",
 ]

@@ -56,6 +56,7 @@ from mpsearch.types import (
     Layers,
     Limit,
     Measured,
+    Paired,
     Pins,
     Point,
     Problem,
@@ -63,6 +64,7 @@ from mpsearch.types import (
     Solution,
     Table,
     Together,
+    decibels,
     parse_formats,
 )
 
@@ -238,28 +240,29 @@ def search(
         known.progress("search", min(known.evaluations - before, expected), expected)
         return measured
 
-    def first_order(bitmap: BitMap) -> Array | None:
-        try:
-            found = slopes(known, bitmap, problem.formats)
-        except ModelError:  # the estimator has said so, or needs no gradient
-            return None
-        rows = {layer.name: row for row, layer in enumerate(layers)}
-        return np.stack(
-            [found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units]
-        )
-
     pairs = None
     for solver in solvers:
         if isinstance(solver, Quadratic):
             found = OnePass(seed=solver.seed).pairs(known, table.formats)
             pairs = found.over(problem.units, problem.formats)
-    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=first_order, pairs=pairs)
+    led = partial(first_order, known, problem)
+    asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=led, pairs=pairs)
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
         solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate)
     spent = subject.evaluations - before
-    return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent)
+    return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent, peak=subject.peak)
+
+
+def first_order(subject: Subject, problem: Problem, bitmap: BitMap) -> Array | None:
+    """``(units, formats)``: slopes of the true error at a map; None where the generator has no gradients."""
+    try:
+        found = slopes(subject, bitmap, problem.formats)
+    except ModelError:  # the estimator has said so, or needs no gradient
+        return None
+    rows = {layer.name: row for row, layer in enumerate(subject.layers)}
+    return np.stack([found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units])
 
 
 def frontier(
@@ -469,6 +472,41 @@ def validate(
         mse, psnr, similarity, fd_float, fd_small, kid_float, kid_small,
         getattr(features, "__name__", type(features).__name__), target.name, len(target.features),
     )  # fmt: skip
+
+
+def beside(
+    model: nn.Module,
+    solution: Solution,
+    baselines: Mapping[str, BitMap],
+    quality: QualityReport,
+    batches: Iterable[Any],
+    seed: int = 0,
+    keep: Keep = at_once,
+) -> dict[str, Paired]:
+    """``found`` and every baseline on both sets of inputs, so that what fits the calibration inputs only is seen.
+
+    Args:
+        model: the float generator; left as it was.
+        solution: measured on the calibration inputs.
+        baselines: the maps of ``solution.baselines`` with their activation ranges; one pass over ``batches`` each.
+        quality: of ``solution.bitmap`` on ``batches``.
+        batches: the held-back inputs.
+        seed: as in :func:`validate`.
+        keep: as in :func:`validate`, whose float images are then used again.
+    """
+    pairs, bank = Calibration.of(batches, device_of(model), seed), WeightBank(model)
+    before = _images(model, pairs, keep, "float pairs")
+    known = {solution.bitmap.key: (quality.mse, quality.psnr_db)}
+    errors = {"found": (solution.bitmap, solution.error)}
+    errors |= {name: (baselines[name], entry.error) for name, entry in solution.baselines.items()}
+    found = {}
+    for name, (bitmap, error) in errors.items():
+        if bitmap.key not in known:
+            with applied(model, bitmap, bank):
+                known[bitmap.key] = paired_quality(before, _images(model, pairs, keep, f"{name} pairs"), seed=seed)[:2]
+        seen = error.value if error else None
+        found[name] = Paired(seen, decibels(seen, solution.peak), *known[bitmap.key])
+    return found
 
 
 def featurise(

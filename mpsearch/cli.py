@@ -20,7 +20,7 @@ from mpsearch.cost import COSTS
 from mpsearch.errors import MpsearchError
 from mpsearch.export import read_map
 from mpsearch.model import one_line
-from mpsearch.report.page import number
+from mpsearch.report.page import beside, gains, number
 from mpsearch.run import Run
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.compare import agreement
@@ -36,6 +36,9 @@ Config = Annotated[Path | None, typer.Argument(help="A run config in YAML; witho
 ConfigOption = Annotated[Path | None, typer.Option(help="A run config in YAML; without one, the embedded generator.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continues in it. By default runs/NAME.")]
 BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="'psnr>=35', 'fd<=float+0.5': the smallest map that is so good.")
+]
 LatencyFile = Annotated[
     Path | None, typer.Option("--latency", help="Measured layer,format,milliseconds (.csv, .json).")
 ]
@@ -105,7 +108,7 @@ def sensitivity(
 def search(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
     effort: Effort = None, solver: SolverOption = None, groups: Groups = None, latency: LatencyFile = None,
-    seed: Seed = None,
+    target: TargetOption = None, seed: Seed = None,
 ) -> None:  # fmt: skip
     """Find the best bit map under the budgets.
 
@@ -113,7 +116,7 @@ def search(
     """
     chosen = {"name": solver} if solver else None
     asked = {"budgets": budget, "formats": formats, "effort": effort, "solver": chosen, "groups": groups, "seed": seed}
-    with working(config, out, latency=latency and latency.resolve(), **asked) as run:
+    with working(config, out, latency=latency and latency.resolve(), target=target, **asked) as run:
         solution = run.solution
     show_solution(solution)
 
@@ -196,14 +199,15 @@ def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed:
 @app.command()
 def run(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
-    effort: Effort = None, groups: Groups = None, latency: LatencyFile = None, seed: Seed = None,
+    effort: Effort = None, groups: Groups = None, latency: LatencyFile = None, target: TargetOption = None,
+    seed: Seed = None,
 ) -> None:  # fmt: skip
     """Everything: layers, sensitivity, search, validation, export and report.
 
     Example: `mpsearch run my.yaml --budget 'bits<=3' --effort fast --out runs/mine`
     """
     asked = {"budgets": budget, "formats": formats, "effort": effort, "groups": groups, "seed": seed}
-    with working(config, out, latency=latency and latency.resolve(), **asked) as work:
+    with working(config, out, latency=latency and latency.resolve(), target=target, **asked) as work:
         solution, quality = work.solution, work.quality
         work.export()
         report = work.report()
@@ -230,6 +234,10 @@ def show_solution(solution: Solution) -> None:
     screen.print(sheet)
     for text, limit in solution.limits.items():
         screen.print(f"budget {text}: {number(solution.costs[text.split('<=')[0]])} <= {number(limit)}")
+    if solution.target:
+        met = solution.target
+        value, spare = f"{met.value:.4g}", f"{met.margin:.2g} to spare"
+        screen.print(f"target {met.target} at the least {met.cost}: {value} on calibration inputs, {spare}")
     if solution.dominated:
         left = ", ".join(f"{format} ({n} of the layers)" for format, n in solution.dominated.items())
         screen.print(f"left out, for they cost more and hurt more than others: {left}", soft_wrap=True)
@@ -241,6 +249,13 @@ def show_quality(quality: QualityReport) -> None:
         if hasattr(value, "low"):
             sheet.add_row(name, f"{value.value:.5g}", f"{value.low:.5g} … {value.high:.5g}", str(value.n))
     screen.print(sheet)
+    if quality.maps:
+        head, rows = beside(quality, brief=True)
+        sheet = Sheet(*head, title="PSNR in dB, and the gain of the found map")
+        for row in rows:
+            sheet.add_row(*row)
+        screen.print(sheet)
+        screen.print(gains(quality) or "gain over uniform: unknown, no uniform map meets the budgets")
     screen.print(f"distances to {quality.reference} ({quality.reference_n} samples), features: {quality.features}")
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpsearch.errors import UsageError
-from mpsearch.types import Budget, parse_formats
+from mpsearch.types import Budget, Target, parse_formats
 
 Effort = Literal["fast", "standard", "thorough"]
 
@@ -71,6 +71,8 @@ class RunConfig(_Strict):
     layers: LayersConfig = LayersConfig()
     formats: tuple[str, ...] = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
     budgets: tuple[str, ...] = ("bits<=4",)
+    target: str | None = None
+    cost: str = "size"
     latency: Path | None = None
     estimator: MethodConfig = MethodConfig(name="one-pass")
     effort: Effort = "standard"
@@ -92,6 +94,17 @@ class RunConfig(_Strict):
         for text in value:
             Budget.parse(text)
         return value
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str | None) -> str | None:
+        return None if value is None else str(Target.parse(value))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_asked(cls, given: Any) -> Any:
+        """With a target, no budget holds that nobody named."""
+        return {"budgets": (), **given} if isinstance(given, dict) and given.get("target") else given
 
     @property
     def judge(self) -> QualityConfig:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch import api
+from mpsearch import api, targets
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.config import RunConfig
@@ -33,7 +34,7 @@ from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, parse_formats
+from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, parse_formats
 from mpsearch.zoo import WEIGHTS, fashion_features, load_generator, resolve
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
@@ -205,22 +206,35 @@ class Run:
         if config.solver is not None:
             solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
         solvers = api.with_seed(solvers, config.seed)
-        budgets = api.parse_budgets(config.budgets, self.costs)
+        goal = config.target and Target.parse(config.target)
+        budgets = () if goal and not config.budgets else api.parse_budgets(config.budgets, self.costs)
         api.check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
-        asked = [config.budgets, config.effort, str(solvers), config.groups, str(self.costs.get("latency"))]
+        asked: list[Any] = [config.budgets, config.effort, str(solvers), config.groups, str(self.costs.get("latency"))]
+        if goal:
+            targets.check_cost(config.cost, self.costs)
+            asked += [str(goal), config.cost]
+            if goal.measure == "fd":
+                asked += [config.judge.model_dump(mode="json"), config.samples.distances]
+
+        def search() -> Solution:
+            table, layers, subject = self.sensitivity, self.layers, self.subject
+            more = (config.groups, self.channels, self.costs)
+            if not goal:
+                return api.search(table, layers, budgets, solvers, subject, *more)
+            judge = targets.judge_of(goal, subject, self.features, self.reference if goal.measure == "fd" else None)
+            return targets.meet(goal, config.cost, table, layers, budgets, solvers, subject, judge, *more)
+
         return self.folder.stage(
             "bitmap",
             "mpsearch-bitmap/1",
             fingerprint(self.sensitivity.to_json(), *asked),
-            lambda: api.search(
-                self.sensitivity, self.layers, budgets, solvers, self.subject, config.groups, self.channels, self.costs
-            ),
+            search,
             Solution.to_json,
             Solution.from_json,
         )
 
-    def validate(self, bitmap: BitMap, name: str = "quality") -> QualityReport:
-        """``quality.json`` of a map, by default the found one."""
+    def validate(self, bitmap: BitMap, name: str = "quality", found: Solution | None = None) -> QualityReport:
+        """``quality.json`` of a map; of the found one with its baselines on both sets of inputs."""
         samples = self.config.samples
         key = [
             self._identity,
@@ -229,31 +243,31 @@ class Run:
             samples.distances,
             self.config.judge.model_dump(mode="json"),
         ]
+        if found is not None:
+            key += [found.error and found.error.value, found.peak]
+            key += [[name, entry.to_json()] for name, entry in found.baselines.items()]
+        held = self.inputs(samples.heldback, HELDBACK)
         parts = self.folder.parts(name, fingerprint(key))
+
+        def measure() -> QualityReport:
+            many, seed = self.inputs(samples.distances, DISTANCES), self.config.seed
+            quality = api.validate(
+                self.model, bitmap, held, self.features, self.reference, many, seed, self.progress, parts
+            )
+            if found is None:
+                return quality
+            others = {name: self.subject.with_ranges(entry.bitmap) for name, entry in found.baselines.items()}
+            return replace(quality, maps=api.beside(self.model, found, others, quality, held, seed, parts))
+
         report = self.folder.stage(
-            name,
-            "mpsearch-quality/1",
-            fingerprint(key),
-            lambda: api.validate(
-                self.model,
-                bitmap,
-                self.inputs(samples.heldback, HELDBACK),
-                self.features,
-                self.reference,
-                self.inputs(samples.distances, DISTANCES),
-                self.config.seed,
-                self.progress,
-                parts,
-            ),
-            QualityReport.to_json,
-            QualityReport.from_json,
+            name, "mpsearch-quality/1", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
         )
         parts.clear()
         return report
 
     @cached_property
     def quality(self) -> QualityReport:
-        return self.validate(self.solution.bitmap)
+        return self.validate(self.solution.bitmap, found=self.solution)
 
     def compare(self, maps: Mapping[str, BitMap]) -> dict[str, dict[str, Any]]:
         """``comparison.json`` and ``comparison.png``: costs and held-back quality of several maps, one quantizer."""
@@ -337,7 +351,9 @@ class Run:
             with applied(self.model, self.subject.with_ranges(bitmap), self.subject.bank):
                 blocks[label] = torch.cat(outputs(self.model, few))
         save_grid(self.folder.path / "samples.png", blocks)
-        title = f"{self.config.model.factory} under {', '.join(self.config.budgets)}"
+        config = self.config
+        asked = ([f"least {config.cost} with {config.target}"] if config.target else []) + list(config.budgets)
+        title = f"{config.model.factory} under {', '.join(asked)}"
         text = page(title, self.layers, self.sensitivity, self.solution, self.quality)
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())

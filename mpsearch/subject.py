@@ -32,6 +32,7 @@ class Subject:
         memo: finished measurements by name; nothing that stands in it is measured again.
         progress: told about long work.
         evaluations: true evaluations spent, those found in ``memo`` included.
+        asked: keys of the maps whose true error was asked for, since someone emptied it.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Subject:
         self.memo: Memo = {} if memo is None else memo
         self.progress = progress
         self.evaluations = 0
+        self.asked: set[str] = set()
         self._ranges: dict[tuple[str, int], ActivationRange] = {}
         self._least = math.inf  # error of the map whose activations are kept
         self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
@@ -60,6 +62,13 @@ class Subject:
     def reference(self) -> list[Tensor]:
         """Images of the float generator, one tensor a batch."""
         return outputs(self.model, self.calibration)
+
+    @cached_property
+    def peak(self) -> float:
+        """Range of the float images, the peak of a PSNR."""
+        return max(images.max().item() for images in self.reference) - min(
+            images.min().item() for images in self.reference
+        )
 
     @property
     def samples(self) -> int:
@@ -99,6 +108,7 @@ class Subject:
         """
         key = f"errors {bitmap.key}"
         self.evaluations += 1
+        self.asked.add(bitmap.key)
         if key in self.memo or rival is None:
             samples = self.recall(key, None, lambda: self._errors(bitmap, None))
         elif len(samples := self._errors(bitmap, rival)) == self.samples:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mpsearch.types import Interval, Layers, QualityReport, Solution, Table, within
+from mpsearch.types import Interval, Layers, QualityReport, Reached, Solution, Table, within
 
 
 def page(title: str, layers: Layers, table: Table, solution: Solution, quality: QualityReport) -> str:
@@ -15,16 +15,18 @@ def page(title: str, layers: Layers, table: Table, solution: Solution, quality: 
     parts = [
         f"# {title}",
         "![full precision and quantized samples](samples.png)",
-        _answer(solution),
+        _answer(solution, quality),
         "## Budget\n\n" + _budget(solution),
+        *(["## Target\n\n" + _target(solution.target, solution, quality)] if solution.target else []),
         "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
+        *(["## On inputs that the search did not see\n\n" + _unseen(quality)] if quality.maps else []),
         "## Pictures, on held-back inputs\n\n" + _quality(quality),
         "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _answer(solution: Solution) -> str:
+def _answer(solution: Solution, quality: QualityReport) -> str:
     bound = "" if solution.bound is None else f", lower bound {solution.bound:.3e}, gap {solution.gap or 0:.1e}"
     true = f", true {solution.error.value:.3e} ± {solution.error.stderr:.1e}" if solution.error else ""
     return (
@@ -32,6 +34,7 @@ def _answer(solution: Solution) -> str:
         f"Damage of the map (mean squared change of the output, calibration inputs): "
         f"predicted {solution.predicted:.3e}{true}. "
         f"Additive model: {solution.status}{bound}."
+        + "".join(f"\n\n{sentence[0].upper()}{sentence[1:]}." for sentence in [gains(quality)] if sentence)
     )
 
 
@@ -40,11 +43,63 @@ def _budget(solution: Solution) -> str:
     for text, limit in solution.limits.items():
         cost = solution.costs[text.split("<=")[0]]
         rows.append([f"`{text}`", number(limit), number(cost), "yes" if within(cost, limit) else "NO"])
-    budget = markdown(["budget", "limit", "this map", "met"], rows)
+    budget = markdown(["budget", "limit", "this map", "met"], rows) if rows else "No budget was given."
     others = ", ".join(f"{name} {number(value)}" for name, value in solution.costs.items())
     left = ", ".join(f"`{format}` ({n} of the layers)" for format, n in solution.dominated.items())
     note = f"\n\nLeft out of the search, for they cost more and hurt more than others: {left}." if left else ""
     return f"{budget}\n\nAll costs of the map: {others}.{note}"
+
+
+def _target(reached: Reached, solution: Solution, quality: QualityReport) -> str:
+    target, cost = reached.target, solution.costs[reached.cost]
+    if target.measure == "psnr":
+        unseen = quality.psnr_db.value if quality.psnr_db else math.inf
+    else:
+        unseen = quality.fd_quantized.value - quality.fd_float.value
+    rows = []
+    for name, value in (("calibration", reached.value), ("held-back", unseen)):
+        rows.append([name, f"`{target}`", f"{value:.2f}", f"{target.margin(value):+.2f}"])
+    judged = markdown(["inputs", "target", "this map", "to spare"], rows)
+    uniform = "No uniform map meets it."
+    if reached.uniform is not None:
+        saved = f"; this map costs {1 - cost / reached.uniform:.1%} less" if cost < reached.uniform else ""
+        uniform = f"The cheapest uniform map that meets it: {number(reached.uniform)}{saved}."
+    return (
+        f"{judged}\n\nThe target was asked for on the calibration inputs, at the least {reached.cost}: "
+        f"{number(cost)}. {uniform}"
+    )
+
+
+def beside(quality: QualityReport, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): every map on both sets of inputs, and what of the gain over it was lost; brief = no intervals."""
+    inputs = ["calibration", "held-back"] if brief else ["calibration PSNR, dB", "held-back PSNR, dB"]
+    head = ["map", *inputs, "gain" if brief else "gain over it", "held-back gain", "overfitting"]
+    rows = []
+    for name, map in quality.maps.items():
+        seen, unseen = (None, None) if name == "found" else quality.maps["found"].gain_over(map)
+        lost = None if seen is None or unseen is None else seen - unseen
+        found = "–" if map.calibration_db is None else f"{map.calibration_db:.2f}"
+        gained = ["–" if gain is None else f"{gain:+.2f} dB" for gain in (seen, unseen, lost)]
+        unseen_db = f"{map.psnr_db.value:.2f}" if brief and map.psnr_db else _interval(map.psnr_db, 2)
+        rows.append([name, found, unseen_db, *gained])
+    return head, rows
+
+
+def gains(quality: QualityReport) -> str:
+    """``gain over uniform: 1.2 dB on calibration inputs, 1.1 dB on held-back inputs``, or nothing."""
+    if not {"found", "uniform"} <= set(quality.maps):
+        return ""
+    seen, unseen = quality.maps["found"].gain_over(quality.maps["uniform"])
+    if seen is None or unseen is None:
+        return ""
+    return f"gain over uniform: {seen:.1f} dB on calibration inputs, {unseen:.1f} dB on held-back inputs"
+
+
+def _unseen(quality: QualityReport) -> str:
+    return (
+        f"{markdown(*beside(quality))}\n\nGains are those of the found map over each of the others, from mean squared "
+        "errors. Overfitting is the gain on calibration inputs less that on held-back inputs."
+    )
 
 
 def _baselines(solution: Solution, quality: QualityReport) -> str:

@@ -2,6 +2,7 @@
 
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
+from mpsearch.search.bisect import Bisect
 from mpsearch.search.channels import predicted_by_channel, split_channels, splittable
 from mpsearch.search.diverse import diverse
 from mpsearch.search.dominated import counted, dominated, undominated
@@ -33,6 +34,7 @@ SOLVERS: dict[str, type[Solver]] = {
 __all__ = [
     "SOLVERS",
     "Bayes",
+    "Bisect",
     "Greedy",
     "Ilp",
     "Lagrange",

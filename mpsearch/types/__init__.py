@@ -6,10 +6,11 @@ from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.frontier import Point
 from mpsearch.types.layer import Layer, Layers, Unit
 from mpsearch.types.pairs import Interactions, Pairs
-from mpsearch.types.quality import Interval, QualityReport
+from mpsearch.types.quality import Interval, Paired, QualityReport, decibels
 from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
 from mpsearch.types.table import Table
+from mpsearch.types.target import Reached, Target
 
 __all__ = [
     "FLOAT",
@@ -28,15 +29,19 @@ __all__ = [
     "Layers",
     "Limit",
     "Measured",
+    "Paired",
     "Pairs",
     "Pins",
     "Point",
     "Problem",
     "QualityReport",
+    "Reached",
     "Solution",
     "Table",
+    "Target",
     "Together",
     "Unit",
+    "decibels",
     "matching",
     "parse_formats",
     "ruled",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -20,6 +22,34 @@ class Interval:
     n: int
 
 
+def decibels(mse: float | None, peak: float | None) -> float | None:
+    """PSNR of a mean squared error; None where nothing differs, the images are constant, or either is not known."""
+    return 10 * math.log10(peak**2 / mse) if mse and peak else None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One map on the inputs that the search saw, and on those that it did not.
+
+    Attributes:
+        calibration_mse: paired mean squared error on the calibration inputs; None where it was not measured.
+        calibration_db: its PSNR, the peak the range of the float images there.
+        mse: paired mean squared error on the held-back inputs.
+        psnr_db: its PSNR; None for equal outputs.
+    """
+
+    calibration_mse: float | None
+    calibration_db: float | None
+    mse: Interval
+    psnr_db: Interval | None
+
+    def gain_over(self, other: Paired) -> tuple[float | None, float | None]:
+        """Less error than another map has, in dB: on calibration inputs, on held-back inputs."""
+        pairs = [(other.calibration_mse, self.calibration_mse), (other.mse.value, self.mse.value)]
+        seen, unseen = (10 * math.log10(worse / own) if worse and own else None for worse, own in pairs)
+        return seen, unseen
+
+
 @dataclass(frozen=True)
 class QualityReport:
     """Float against quantized generator on inputs that the search never saw.
@@ -35,6 +65,7 @@ class QualityReport:
         features: name of the feature network.
         reference: what the distances are to.
         reference_n: samples behind the reference.
+        maps: ``found`` and the baselines of a search, each on both sets of inputs; empty for a map that was given.
     """
 
     mse: Interval
@@ -47,6 +78,7 @@ class QualityReport:
     features: str
     reference: str
     reference_n: int
+    maps: Mapping[str, Paired] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +86,8 @@ class QualityReport:
     @classmethod
     def from_json(cls, payload: dict[str, Any]) -> QualityReport:
         try:
-            return TypeAdapter(cls).validate_python({name: payload[name] for name in cls.__dataclass_fields__})
+            fields = cls.__dataclass_fields__.items()
+            needed = {n: payload[n] for n, f in fields if n in payload or f.default_factory is MISSING}
+            return TypeAdapter(cls).validate_python(needed)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"not a quality report: {str(error).splitlines()[0]}") from None

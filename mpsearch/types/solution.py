@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -16,7 +17,9 @@ from mpsearch.types.budget import Budget, within
 from mpsearch.types.format import FLOAT_BITS, Format
 from mpsearch.types.layer import Unit
 from mpsearch.types.pairs import Pairs
+from mpsearch.types.quality import decibels
 from mpsearch.types.table import Table
+from mpsearch.types.target import Reached
 
 Choice = NDArray[np.int64]  # (units,) column of each unit
 
@@ -203,10 +206,12 @@ class Solution:
         bound: lower bound of the additive model, in the table's measure.
         gap: how far the exact solver's own answer is from ``bound``, as a share of its predicted damage.
         seconds: wall time of the search.
-        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform`` or ``size-only``.
+        method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform``, ``channels``, ``bisect`` …
         evaluations: true evaluations spent on whole maps.
         baselines: ``uniform`` (the best feasible one) and ``size-only``, where feasible.
         dominated: format → units in which it was left out of the search: another costs no more and hurts less.
+        peak: range of the float images on the calibration inputs, the peak of a PSNR; None without a generator.
+        target: the quality floor that the map meets at the least cost, where one was asked for.
     """
 
     bitmap: BitMap
@@ -222,6 +227,21 @@ class Solution:
     evaluations: int = 0
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     dominated: Mapping[str, int] = field(default_factory=dict)
+    peak: float | None = None
+    target: Reached | None = None
+
+    @property
+    def psnr_db(self) -> float | None:
+        """On the calibration inputs, of the mean error; None where there is no error."""
+        return decibels(self.error.value if self.error else None, self.peak)
+
+    @property
+    def gain_db(self) -> float | None:
+        """Gain over the best feasible uniform map on the calibration inputs; None where one of them is not known."""
+        uniform = self.baselines.get("uniform")
+        if uniform is None or not uniform.error or not self.error or min(uniform.error.value, self.error.value) <= 0:
+            return None
+        return 10 * math.log10(uniform.error.value / self.error.value)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -238,6 +258,9 @@ class Solution:
             "method": self.method,
             "baselines": {name: baseline.to_json() for name, baseline in self.baselines.items()},
             "dominated": dict(self.dominated),
+            "peak": self.peak,
+            "gain_db": self.gain_db,
+            "target": self.target.to_json() if self.target else None,
         }
 
     @classmethod
@@ -249,7 +272,9 @@ class Solution:
                 bitmap=BitMap.from_json(payload),
                 baselines={name: Baseline.from_json(entry) for name, entry in payload["baselines"].items()},
                 dominated=TypeAdapter(dict[str, int]).validate_python(payload.get("dominated", {})),
+                peak=TypeAdapter(float | None).validate_python(payload.get("peak")),
+                target=Reached.from_json(payload["target"]) if payload.get("target") else None,
                 **{name: TypeAdapter(hints[name]).validate_python(payload[name]) for name in plain},
             )
-        except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, UsageError, ArtifactError) as error:
             raise ArtifactError(f"not a solution: {str(error).splitlines()[0]}") from None
