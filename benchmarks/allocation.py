@@ -1,7 +1,7 @@
 """Held-back PSNR, in dB, of every way to choose a bit map, at equal bits under one quantizer (weights only).
 
 Peak = range of the float images. Peers (ModelOpt, MCT) run where installed, as experts would. The columns with
-a minus sign are differences in dB; `others` are all rows of one width a layer that are not the ladder's. Seconds are
+a minus sign are differences in dB; `others` are all maps that are not the ladder's. Seconds are
 wall times of one call each, everything from the float generator to the map included.
 """
 
@@ -34,7 +34,7 @@ FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
 BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
 ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
 LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
-LADDER = ("fast", "standard", "thorough", "standard, 8 groups")
+LADDER = ("fast", "standard", "thorough")
 Batches = list[tuple[Any, ...]]
 
 
@@ -104,21 +104,16 @@ def _cell(
         found[method] = problem.bitmap(Ilp()(problem).choice)
     peers, seconds = _peers(subject.model, batches, bits)
     found |= peers
-    for effort, groups in (("fast", 1), ("standard", 1), ("thorough", 1), ("standard", 8)):
+    for effort in LADDER:
         start = time.perf_counter()
-        label = effort if groups == 1 else f"{effort}, 8 groups"
-        found[label] = mpsearch.allocate(
-            subject.model, batches, [f"bits<={bits}"], FORMATS, effort, groups=groups
-        ).bitmap
-        seconds[label] = time.perf_counter() - start
+        found[effort] = mpsearch.allocate(subject.model, batches, [f"bits<={bits}"], FORMATS, effort).bitmap
+        seconds[effort] = time.perf_counter() - start
     found_db = {method: decibels(bitmap) for method, bitmap in found.items()}
     rivals = [value for method, value in found_db.items() if method not in LADDER]
     gains = {
         "standard - uniform": found_db["standard"] - found_db["uniform"],
         "standard - others": found_db["standard"] - max(rivals),
         "thorough - standard": found_db["thorough"] - found_db["standard"],
-        "8 groups - layer-wise": found_db["standard, 8 groups"]
-        - max(value for method, value in found_db.items() if method != "standard, 8 groups"),
     }
     if peers:
         gains["standard - peers"] = found_db["standard"] - max(found_db[method] for method in peers)

@@ -35,6 +35,7 @@ from mpsearch.search import (
     Singles,
     counted,
     knee,
+    leap_channels,
     merged,
     naming_rules,
     pareto,
@@ -44,7 +45,7 @@ from mpsearch.search import (
     split_channels,
     splittable,
 )
-from mpsearch.sensitivity import ESTIMATORS, OnePass, slopes
+from mpsearch.sensitivity import ESTIMATORS, OnePass, channel_slopes, slopes
 from mpsearch.subject import Memo, Subject
 from mpsearch.types import (
     FLOAT,
@@ -250,7 +251,8 @@ def search(
     with naming_rules(layers):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
-        solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate)
+        by_channel = partial(channel_order, known) if solvers else None
+        solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate, by_channel)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent, peak=subject.peak)
 
@@ -263,6 +265,14 @@ def first_order(subject: Subject, problem: Problem, bitmap: BitMap) -> Array | N
         return None
     rows = {layer.name: row for row, layer in enumerate(subject.layers)}
     return np.stack([found[[rows[name] for name in (unit.layer, *unit.others)]].sum(axis=0) for unit in problem.units])
+
+
+def channel_order(subject: Subject, channels: Table, bitmap: BitMap) -> Array | None:
+    """``(channels, formats)``: as :func:`first_order`, for single channels."""
+    try:
+        return channel_slopes(subject, bitmap, channels.units, channels.formats)
+    except ModelError:
+        return None
 
 
 def frontier(
@@ -331,6 +341,7 @@ def _regroup(
     groups: int,
     models: Mapping[str, CostModel],
     evaluate: Callable[[BitMap], Measured] | None = None,
+    slopes: Callable[[Table, BitMap], Array | None] | None = None,
 ) -> Solution:
     """The solution with widths for single channels, where that is better; the whole layers then stand beside it."""
     started = time.perf_counter()
@@ -342,9 +353,14 @@ def _regroup(
         costs = [models[limit.budget.cost](layers, (format,)).values[:, 0] for limit in limits]
         return dict(zip((layer.name for layer in layers), np.stack(costs, axis=1), strict=True))
 
-    found = split_channels(channels, solution.bitmap, limits, lambda name, format: column(format)[name], groups)
+    def price(name: str, format: Format) -> Array:
+        return column(format)[name]
+
+    found = split_channels(channels, solution.bitmap, limits, price, groups)
     if found is None:
         return solution
+    if evaluate is not None and slopes is not None:
+        found = leap_channels(channels, found, limits, price, groups, evaluate, partial(slopes, channels))
     before, after = (predicted_by_channel(channels, bitmap) for bitmap in (solution.bitmap, found))
     error = None if evaluate is None else evaluate(found)
     better = after < before if error is None or solution.error is None else error.value < solution.error.value

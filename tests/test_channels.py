@@ -15,9 +15,9 @@ from mpsearch.api import cost_of, limit_of, make_subject, tables
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.cost import COSTS
 from mpsearch.export import Split, split
-from mpsearch.search import Ilp, predicted_by_channel, split_channels
+from mpsearch.search import Ilp, leap_channels, predicted_by_channel, split_channels
 from mpsearch.sensitivity import OnePass
-from mpsearch.types import Format, Limit, Problem, parse_formats
+from mpsearch.types import Format, Limit, Measured, Problem, parse_formats
 
 FORMATS = parse_formats(["w2", "w4", "w8"])
 
@@ -192,3 +192,40 @@ def test_split_names_what_it_lacks(deconv):
     model, _ = deconv
     with pytest.raises(UsageError, match=r"main\.0\.weight lacks its activation range"):
         split(model, {"main.0.weight": "w[2*4,3*4]a8"})
+
+
+def test_leaps_find_what_the_table_of_channels_does_not_see():
+    """Channels of one layer err in the same direction, those of the other against it: the truth is their difference."""
+    layers = layers_of(12, 12)
+    rng = np.random.default_rng(4)
+    units = tuple(Unit(layer.name, (c,)) for layer in layers for c in range(layer.channels))
+    bits = np.array([f.bits for f in FORMATS])
+    vectors = rng.normal(size=(len(units), 1, 5)) + rng.normal(size=(len(units), len(bits), 5))
+    vectors = vectors * (rng.lognormal(0, 0.5, (len(units), 1)) * 2.0**-bits)[:, :, None]
+    table = Table(units, FORMATS, np.square(vectors).sum(2), np.zeros(vectors.shape[:2]), "mse", "test")
+    budgets = ["bits<=5"]
+    limits = [limit_of(Budget.parse(text), layers, FORMATS) for text in budgets]
+
+    def price(name, format):
+        row = [layer.name for layer in layers].index(name)
+        return COSTS["bits"]()(layers, (format,)).values[row, :1]
+
+    def columns(bitmap):
+        widths = [(bitmap[u.layer].channel_bits or [bitmap[u.layer].bits] * 12)[u.channels[0]] for u in units]
+        return np.array([list(bits).index(width) for width in widths])
+
+    def residual(bitmap):
+        return vectors[np.arange(len(units)), columns(bitmap)].sum(axis=0)
+
+    def evaluate(bitmap):
+        return Measured(float(np.square(residual(bitmap)).sum()), 0.0, 1)
+
+    def slopes(bitmap):
+        now = vectors[np.arange(len(units)), columns(bitmap)]
+        return 2 * (vectors - now[:, None]) @ residual(bitmap)
+
+    start = grouped(table, layers, budgets, 3)
+    found = leap_channels(table, start, limits, price, 3, evaluate, slopes)
+    assert evaluate(found).value < 0.8 * evaluate(start).value
+    assert cost_of("bits", found, layers) <= 5 * (1 + 1e-9)
+    assert leap_channels(table, start, limits, price, 3, evaluate, lambda bitmap: None) == start

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from mpsearch import ModelError
 from mpsearch.api import make_subject
 from mpsearch.model import substituted
-from mpsearch.sensitivity import slopes
-from mpsearch.types import BitMap, parse_formats
+from mpsearch.sensitivity import channel_slopes, slopes
+from mpsearch.types import BitMap, Unit, parse_formats
 
 FORMATS = parse_formats(["w2", "w4", "w6"])
 
@@ -86,3 +86,17 @@ def test_no_gradient_is_an_error(deconv):
     subject = make_subject(model, batches)
     with pytest.raises(ModelError, match="perturbation"):
         slopes(subject, BitMap({subject.layers[0].name: "w4"}), FORMATS)
+
+
+def test_slopes_of_channels_make_up_those_of_their_layer(case, snapshot):
+    model, batches = case
+    shot = snapshot(model)
+    subject = make_subject(model, batches)
+    bitmap = BitMap({layer.name: "w4" for layer in subject.layers})
+    units = [Unit(layer.name, (c,)) for layer in subject.layers for c in range(layer.channels)]
+    whole, parts = slopes(subject, bitmap, FORMATS), channel_slopes(subject, bitmap, units, FORMATS)
+    shot.check()
+    assert parts.shape == (len(units), len(FORMATS))
+    for row, layer in enumerate(subject.layers):
+        own = parts[[unit.layer == layer.name for unit in units]]
+        assert own.sum(axis=0) == pytest.approx(whole[row], rel=1e-4, abs=1e-7)

@@ -11,6 +11,7 @@ from mpsearch.search.greedy import Greedy
 from mpsearch.search.ilp import Ilp
 from mpsearch.search.judge import solve
 from mpsearch.search.lagrange import Lagrange
+from mpsearch.search.leaps import leap_channels
 from mpsearch.search.pareto import knee, pareto
 from mpsearch.search.quadratic import Quadratic
 from mpsearch.search.refine import Refine
@@ -48,6 +49,7 @@ __all__ = [
     "diverse",
     "dominated",
     "knee",
+    "leap_channels",
     "merged",
     "naming_rules",
     "pareto",

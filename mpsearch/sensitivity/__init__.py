@@ -12,7 +12,7 @@ from mpsearch.sensitivity.orm import Orm
 from mpsearch.sensitivity.pairwise import Pairwise
 from mpsearch.sensitivity.perturbation import Perturbation
 from mpsearch.sensitivity.signed import Signed
-from mpsearch.sensitivity.slopes import slopes
+from mpsearch.sensitivity.slopes import channel_slopes, slopes
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "one-pass": OnePass,
@@ -41,5 +41,6 @@ __all__ = [
     "Pairwise",
     "Perturbation",
     "Signed",
+    "channel_slopes",
     "slopes",
 ]

@@ -12,8 +12,9 @@ from torch import Tensor
 from mpsearch.model import evaluating, forward, inputs_mapped, substituted
 from mpsearch.quant import ActivationRange, quantize_activation
 from mpsearch.sensitivity.probes import backward, widths_of
+from mpsearch.sensitivity.projection import rows
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Format
+from mpsearch.types import FLOAT, BitMap, Format, Unit
 
 Array = NDArray[np.float64]
 PARTS = 4  # of a batch: one backward pass keeps the activations of a part only
@@ -36,7 +37,48 @@ def slopes(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Array
     return np.reshape(found, (-1, len(formats)))
 
 
+def channel_slopes(subject: Subject, bitmap: BitMap, units: Sequence[Unit], formats: Sequence[Format]) -> Array:
+    """``(units, formats)``: as :func:`slopes`, for single output channels in formats of weights alone.
+
+    Raises:
+        ModelError: the generator cannot be differentiated.
+    """
+    key = f"slopes at {bitmap.key} of {','.join([*map(str, units), *map(str, formats)])}"
+    count = len(units) * len(formats)
+    found = subject.recall(key, count, lambda: list(map(float, _by_channel(subject, bitmap, units, formats).ravel())))
+    return np.reshape(found, (-1, len(formats)))
+
+
+def _by_channel(subject: Subject, bitmap: BitMap, units: Sequence[Unit], formats: Sequence[Format]) -> Array:
+    bank, kept = subject.bank, {}
+    gradient, _ = _gradients(subject, bitmap, ())
+    for name in dict.fromkeys(unit.layer for unit in units):
+        layer = subject.layers[name]
+        now = bank.dequantized(name, bitmap.get(name, FLOAT))
+        moved = [rows(layer, gradient[name] * (bank.dequantized(name, format) - now)) for format in formats]
+        kept[name] = torch.stack([m.sum(dim=1, dtype=torch.float64) for m in moved], dim=1).cpu().numpy()
+    return np.stack([kept[unit.layer][list(unit.channels or ())].sum(axis=0) for unit in units])
+
+
 def _measure(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Array:
+    bank, widths = subject.bank, widths_of(formats)
+    gradient, rounding = _gradients(subject, bitmap, formats)
+    kinds = list(dict.fromkeys(format.weight_only for format in formats))
+    column = [kinds.index(format.weight_only) for format in formats]
+    width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in formats]
+    found = []
+    for name, grad in gradient.items():
+        now = bank.dequantized(name, bitmap.get(name, FLOAT))
+        moved = [(grad * (bank.dequantized(name, kind) - now)).sum(dtype=torch.float64) for kind in kinds]
+        found.append(torch.stack(moved).cpu().numpy()[column] + rounding[name][width])
+    return np.stack(found)
+
+
+def _gradients(
+    subject: Subject, bitmap: BitMap, formats: Sequence[Format]
+) -> tuple[dict[str, Tensor], dict[str, Array]]:
+    """Layer → gradient of the error with respect to its weight; layer → what its input's rounding at every width,
+    float first, would change."""
     bank, widths = subject.bank, widths_of(formats)
     bitmap = subject.with_ranges(bitmap)
     now = {layer.name: bank.dequantized(layer.name, bitmap.get(layer.name, FLOAT)) for layer in subject.layers}
@@ -59,14 +101,7 @@ def _measure(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Arr
             for (name, _, changes), grad in zip(reads, found[len(leaves) :], strict=True):
                 if grad is not None:
                     rounding[name] += (changes @ grad.flatten()).double().cpu().numpy()
-    kinds = list(dict.fromkeys(format.weight_only for format in formats))
-    column = [kinds.index(format.weight_only) for format in formats]
-    width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in formats]
-    rows = []
-    for name, weight in now.items():
-        moved = [(slope[name] * (bank.dequantized(name, kind) - weight)).sum(dtype=torch.float64) for kind in kinds]
-        rows.append(torch.stack(moved).cpu().numpy()[column] + rounding[name][width])
-    return np.stack(rows)
+    return slope, rounding
 
 
 def _taps(

@@ -1,0 +1,48 @@
+"""Held-back PSNR, in dB, of maps with several widths a layer, at equal bits, what it takes to say them included.
+
+Generators, inputs, budgets and peak are those of the allocation table. The layer-wise map is the one that the channels
+start from (effort `standard`). Seconds are wall times of one call with 8 groups, the layer-wise search included.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+import mpsearch
+from benchmarks.allocation import BUDGETS, FORMATS, cases
+from mpsearch.api import make_subject
+from mpsearch.subject import Subject
+from mpsearch.types import BitMap
+
+GROUPS = (8,)
+
+
+def measure() -> list[dict[str, str]]:
+    rows = []
+    for name, case in cases().items():
+        model, batches, fresh = case()
+        judge = make_subject(model, fresh)
+
+        def decibels(bitmap: BitMap, judge: Subject = judge) -> float:
+            return 10 * math.log10(judge.peak**2 / judge.error(bitmap).value)
+
+        for bits in BUDGETS:
+            found: dict[str, float] = {}
+            for groups in GROUPS:
+                start = time.perf_counter()
+                solution = mpsearch.allocate(model, batches, [f"bits<={bits}"], FORMATS, groups=groups)
+                seconds = time.perf_counter() - start
+                whole = solution.baselines.get("layer-wise")
+                found["uniform"] = decibels(solution.baselines["uniform"].bitmap)
+                found["layer-wise"] = decibels(whole.bitmap if whole else solution.bitmap)
+                found[f"{groups} groups"] = decibels(solution.bitmap)
+            found["8 groups - layer-wise"] = found["8 groups"] - found["layer-wise"]
+            row = {head: f"{value:.2f}" for head, value in found.items()}
+            rows.append({"generator": name, "bits": f"{bits:g}"} | row | {"8 groups, s": f"{seconds:.1f}"})
+            print(rows[-1], flush=True)
+    heads = list(rows[0])[2:]
+    mean = {head: f"{np.mean([float(row[head]) for row in rows]):.2f}" for head in heads}
+    return [*rows, {"generator": "mean", "bits": ""} | mean]
