@@ -1,10 +1,10 @@
-"""How well each estimator ranks the true damage of single layers, on the embedded generator and those at hand."""
+"""How well each estimator ranks the true damage of single layers, on those of the allocation table."""
 
 from __future__ import annotations
 
 import time
 
-from benchmarks.one_pass import generators
+from benchmarks.allocation import cases
 from mpsearch.api import make_subject
 from mpsearch.sensitivity import ESTIMATORS, FidProxy
 from mpsearch.sensitivity.compare import agreement
@@ -16,7 +16,8 @@ FORMATS = parse_formats(["w2", "w3", "w4", "w6", "w8"])
 
 def measure() -> list[dict[str, str]]:
     rows = []
-    for name, (model, batches) in generators().items():
+    for name, case in cases().items():
+        model, batches, _ = case()
         subject = make_subject(model, batches)
         truth = ESTIMATORS["perturbation"]()(subject, FORMATS)
         for method, kind in ESTIMATORS.items():
