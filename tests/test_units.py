@@ -290,10 +290,11 @@ def test_every_solver_keeps_layers_together(name):
     limit = limit_of(Budget.parse("bits<=6.5"), layers, FORMATS)
     problem = problem_of(table_of(layers), layers, [limit], evaluate)
     answer = solve(problem, [solver], problem.limits)
-    for bitmap in [solution.bitmap, answer.bitmap, *seen]:
-        assert bitmap["a.w"] == bitmap["c.w"]
-        assert bitmap["d.w"].bits == 8
-        assert bitmap["b.w"].bits >= 4
+    for bitmap in [solution.bitmap, answer.bitmap, *seen]:  # a solver may also measure single units
+        assert bitmap.get("a.w") == bitmap.get("c.w")
+        assert "d.w" not in bitmap or bitmap["d.w"].bits == 8
+        assert "b.w" not in bitmap or bitmap["b.w"].bits >= 4
+    assert set(answer.bitmap) == {"a.w", "b.w", "c.w", "d.w"}
 
 
 # Channel groups
