@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -10,9 +9,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.errors import InfeasibleBudget, UsageError
-from mpsearch.search.lagrange import approach, bracket
-from mpsearch.search.relaxation import from_best, room
+from mpsearch.errors import UsageError
+from mpsearch.search.core import search_core
+from mpsearch.search.lagrange import approach
+from mpsearch.search.relaxation import better, from_best, room
 from mpsearch.types import BitMap, Choice, Format, Limit, Problem, Table, within
 
 Array = NDArray[np.float64]
@@ -21,7 +21,7 @@ RAISE, RAISES = 1.25, 60
 TINY = 1e-300
 ROUNDS = 3  # prices, sets of widths, channels; again with the prices that those leave
 GAP = 1e-4  # of the additive model, which is far less exact than that
-SECONDS = 60.0  # for one knapsack; the gap is reached long before
+WIDTHS = (64, 512)  # of the passes over the core: no proof is needed
 
 
 def predicted_by_channel(table: Table, bitmap: BitMap) -> float:
@@ -178,11 +178,10 @@ def _problem(
 
 
 def _solve(problem: Problem) -> Choice | None:
-    """The best choice of the knapsack, as far as that is asked for; None when the budgets conflict."""
-    try:
-        return bracket(from_best(problem)[0], GAP, time.perf_counter() + SECONDS)[1]
-    except InfeasibleBudget:
-        return None
+    """The best choice that prices and first passes over the core find; None where they find none."""
+    task, _ = from_best(problem)
+    start, met = approach(task)
+    return search_core(task, start, better(task, [met])[0], GAP, np.inf, WIDTHS)[0]
 
 
 def _widths(damage: Array, split: _Split, prices: Array, groups: int) -> NDArray[np.bool_]:
