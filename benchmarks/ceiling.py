@@ -1,7 +1,7 @@
 """Held-back PSNR, in dB, of `standard` beside the best map found by searching on the held-back inputs themselves.
 
 What no method that sees only calibration inputs can be asked to beat with one width a layer. Generators, inputs and
-peak are those of the allocation table; the search is `refine` from several starts, with the map of `standard` among them.
+peak are those of the allocation table; `refine` searches from several starts, the map of `standard` among them.
 """
 
 from __future__ import annotations
