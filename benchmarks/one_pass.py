@@ -19,7 +19,7 @@ from mpsearch.sensitivity import OnePass
 from mpsearch.types import parse_formats
 from mpsearch.zoo import load_generator, sagan
 
-PROBES, ROUNDS = 32, 5
+PROBES, ROUNDS = 32, 9
 FOUR = parse_formats(["w2", "w4", "w6", "w8"])
 SIXTEEN = parse_formats([f"w{b}{a}" for b in (2, 3, 4, 8) for a in ("", "a4", "a6", "a8")])
 WEIGHTS16 = parse_formats([f"w{b}" for b in range(2, 9)] + ["fp16"] + [f"w{b}a8" for b in range(2, 9)] + ["fp16a8"])

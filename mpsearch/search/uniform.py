@@ -17,10 +17,17 @@ class Uniform:
 
     def __call__(self, problem: Problem) -> Answer:
         check_feasible(problem)
-        maps = [choice for choice in uniform_choices(problem) if problem.feasible(choice)]
+        maps = sorted(filter(problem.feasible, uniform_choices(problem)), key=problem.predicted)
         if not maps:
             raise InfeasibleBudget("no uniform map meets the budgets")
-        return Answer("uniform", min(maps, key=problem.damage_of), "feasible")
+        best = maps[0]
+        if problem.evaluate is not None:
+            least = problem.measured(best)
+            for choice in maps[1:]:
+                found = problem.measured(choice, least)  # on a part of the samples where that is plainly enough
+                if found.n == least.n and found.value < least.value:
+                    best, least = choice, found
+        return Answer("uniform", best, "feasible")
 
 
 def uniform_choices(problem: Problem) -> list[Choice]:
