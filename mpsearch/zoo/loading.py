@@ -16,6 +16,7 @@ from torch import nn
 
 from mpsearch.errors import ArtifactError, ModelError, UsageError
 from mpsearch.model import one_line
+from mpsearch.zoo.state import fit
 
 
 def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any], base: Path) -> nn.Module:
@@ -63,18 +64,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ArtifactError(f"the weights {path} do not exist") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
-    own = model.state_dict(keep_vars=True)
-    present = {own[key].data_ptr() for key in state if key in own}  # a tied tensor may be stored under one name only
-    wrong = [f"{k} is missing" for k in own if k not in state and own[k].data_ptr() not in present]
-    wrong += [f"{k} is unknown to the model" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if wrong:
-        raise ArtifactError(f"{path} does not fit the model in {len(wrong)} entries: {'; '.join(wrong[:3])}")
-    model.load_state_dict(state, strict=False)
+    fit(model, state, path)
 
 
 def _from_file(path: Path) -> Any:
