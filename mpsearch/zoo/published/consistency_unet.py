@@ -1,8 +1,8 @@
 """One-step consistency model: a U-Net with attention, time and class embeddings, and its preconditioning.
 
-Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021 (https://arxiv.org/abs/2105.05233) for the
-U-Net; Song, Dhariwal, Chen, Sutskever, "Consistency Models", ICML 2023 (https://arxiv.org/abs/2303.01469) for the rest.
-Modules are named as in the published weights.
+Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021 (https://arxiv.org/abs/2105.05233) for
+the U-Net; Song, Dhariwal, Chen, Sutskever, "Consistency Models", ICML 2023 (https://arxiv.org/abs/2303.01469) for the
+rest. Modules are named as in the published weights.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def _resized(self, x: Tensor) -> Tensor:
-        if self.resize is None:
-            return x
-        return F.interpolate(x, scale_factor=2, mode="nearest") if self.resize == "up" else F.avg_pool2d(x, 2)
+        if self.resize == "up":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return x if self.resize is None else F.avg_pool2d(x, 2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.in_layers[2](self._resized(self.in_layers[:2](x)))
@@ -149,4 +149,6 @@ class ConsistencyUNet(nn.Module):
         root = (wide.square() + SIGMA_DATA**2).sqrt()
         skip = SIGMA_DATA**2 / ((wide - SIGMA_MIN).square() + SIGMA_DATA**2)
         out = (wide - SIGMA_MIN) * SIGMA_DATA / root
-        return (out * self._network(root.reciprocal() * noise, 250 * sigma.log(), difficulty) + skip * noise).clamp(-1, 1)
+        return (out * self._network(root.reciprocal() * noise, 250 * sigma.log(), difficulty) + skip * noise).clamp(
+            -1, 1
+        )

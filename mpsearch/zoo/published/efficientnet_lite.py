@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, an ImageNet classifier whose pooled activations serve as features.
 
 Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019
-(https://arxiv.org/abs/1905.11946); Lite: ReLU6 in place of swish, no squeeze-and-excitation. Modules are named as in the
-published weights.
+(https://arxiv.org/abs/1905.11946); Lite: ReLU6 in place of swish, no squeeze-and-excitation. Modules are named as in
+the published weights.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Images ``(N, 3, 224, 224)``, grey values ``(p - 127) / 128``, to 1000 logits; ``features`` gives ``(N, 1280)``."""
+    """Images ``(N, 3, 224, 224)``, as ``(p - 127) / 128`` of bytes, to 1000 logits; ``features`` gives ``(N, 1280)``."""
 
     def __init__(self) -> None:
         super().__init__()

