@@ -148,10 +148,10 @@ class Run:
             network = make("feature network", NETWORKS, name, options)
             fetch_published(name, self.note)
             return network
+        if ":" not in name:
+            lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
         if options:
             raise UsageError(f"the features {name!r} take no options; those of {', '.join(NETWORKS)} do")
-        if name not in FEATURES and ":" not in name:
-            lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
         return FEATURES[name] if name in FEATURES else resolve(name, self.config.base)
 
     @cached_property

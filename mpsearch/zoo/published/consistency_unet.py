@@ -37,11 +37,12 @@ class ResBlock(nn.Module):
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resize == "up":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
+            doubled: Tensor = F.interpolate(x, scale_factor=2, mode="nearest")
+            return doubled
         return x if self.resize is None else F.avg_pool2d(x, 2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.in_layers[2](self._resized(self.in_layers[:2](x)))
+        h: Tensor = self.in_layers[2](self._resized(self.in_layers[:2](x)))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, 1)
         h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         kept: Tensor = self.skip_connection(self._resized(x))

@@ -59,7 +59,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Images ``(N, 3, 224, 224)``, as ``(p - 127) / 128`` of bytes, to 1000 logits; ``features`` gives ``(N, 1280)``."""
+    """Bytes ``(N, 3, 224, 224)`` as ``(p - 127) / 128`` to 1000 logits; ``features`` gives ``(N, 1280)``."""
 
     def __init__(self) -> None:
         super().__init__()

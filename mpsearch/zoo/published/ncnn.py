@@ -18,7 +18,7 @@ CONVOLUTIONS = ("Convolution", "Deconvolution")
 
 @dataclass(frozen=True, eq=False)
 class NcnnLayer:
-    """Weight ``(outputs, inputs, height, width)`` of a convolution, forward or transposed; slopes ``(C,)`` of a PReLU."""
+    """Weight ``(outputs, inputs, height, width)`` of a convolution, also a transposed one; slopes of a PReLU."""
 
     kind: str
     weight: Tensor
