@@ -8,22 +8,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.allocation import at_hand
 from mpsearch.api import make_subject
 from mpsearch.sensitivity import OnePass
 from mpsearch.types import parse_formats
-from mpsearch.zoo import load_generator, sagan
+from mpsearch.zoo import load_published, sagan
 
 PROBES, ROUNDS = 32, 9
 FOUR = parse_formats(["w2", "w4", "w6", "w8"])
 SIXTEEN = parse_formats([f"w{b}{a}" for b in (2, 3, 4, 8) for a in ("", "a4", "a6", "a8")])
 WEIGHTS16 = parse_formats([f"w{b}" for b in range(2, 9)] + ["fp16"] + [f"w{b}a8" for b in range(2, 9)] + ["fp16a8"])
-ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
 
 def generators() -> dict[str, tuple[nn.Module, list[tuple[Any, ...]]]]:
@@ -32,10 +31,8 @@ def generators() -> dict[str, tuple[nn.Module, list[tuple[Any, ...]]]]:
     found: dict[str, tuple[nn.Module, list[tuple[Any, ...]]]] = {
         "sagan": (sagan(), [(torch.randn(16, 64, generator=seed),)])
     }
-    faces = ASSETS / "dcgan_faces64"
-    if faces.exists():
-        model = load_generator(f"{faces / 'net.py'}:FaceDCGAN", faces / "model.safetensors", {}, faces)
-        found["dcgan-faces"] = (model, [(torch.randn(16, 100, 1, 1, generator=seed),)])
+    if at_hand("dcgan-faces"):
+        found["dcgan-faces"] = (load_published("dcgan-faces"), [(torch.randn(16, 100, 1, 1, generator=seed),)])
     return found
 
 

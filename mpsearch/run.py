@@ -35,9 +35,21 @@ from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
 from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, parse_formats
-from mpsearch.zoo import WEIGHTS, fashion_features, load_generator, resolve
+from mpsearch.zoo import (
+    WEIGHTS,
+    EfficientNetFeatures,
+    Note,
+    fashion_features,
+    fetch_published,
+    is_published,
+    load_diffusers,
+    load_generator,
+    resolve,
+    unheard,
+)
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
+NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures}  # published: fetched by name
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
 AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
@@ -46,15 +58,19 @@ AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 class Run:
     """Stages as properties: asking for one computes what it needs and is not in the folder yet."""
 
-    def __init__(self, config: RunConfig, out: Path, progress: Progress = silent) -> None:
+    def __init__(self, config: RunConfig, out: Path, progress: Progress = silent, note: Note = unheard) -> None:
         self.config = config
         self.progress = progress
+        self.note = note  # told origin and licence of what is fetched
         self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
 
     @cached_property
     def model(self) -> nn.Module:
-        model = self.config.model
-        generator = load_generator(model.factory, model.weights, model.options, self.config.base)
+        model, base = self.config.model, self.config.base
+        if model.diffusers is not None:
+            generator = load_diffusers(base / model.diffusers, model.component)
+        else:
+            generator = load_generator(model.factory, model.weights, model.options, base, self.note)
         return generator.to(pick_device(self.config.device))
 
     @cached_property
@@ -74,8 +90,11 @@ class Run:
 
     def _sources(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
-        build = resolve(self.config.model.factory, self.config.base)
-        functions = [build, getattr(build, "__init__", None), *(type(m).forward for m in self.model.modules())]
+        model = self.config.model
+        functions: list[Any] = [type(module).forward for module in self.model.modules()]
+        if model.diffusers is None and not is_published(model.factory):
+            build = resolve(model.factory, self.config.base)
+            functions += [build, getattr(build, "__init__", None)]
         names = {code.co_filename for f in functions if (code := getattr(f, "__code__", None))}
         torch_folder = Path(torch.__file__).parent
         return [path for path in map(Path, sorted(names)) if path.is_file() and torch_folder not in path.parents]
@@ -124,7 +143,15 @@ class Run:
 
     @cached_property
     def features(self) -> FeatureNet:
-        name = self.config.judge.features
+        name, options = self.config.judge.features, self.config.judge.options
+        if name in NETWORKS:
+            network = make("feature network", NETWORKS, name, options)
+            fetch_published(name, self.note)
+            return network
+        if ":" not in name:
+            lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
+        if options:
+            raise UsageError(f"the features {name!r} take no options; those of {', '.join(NETWORKS)} do")
         return FEATURES[name] if name in FEATURES else resolve(name, self.config.base)
 
     @cached_property
@@ -353,7 +380,7 @@ class Run:
         save_grid(self.folder.path / "samples.png", blocks)
         config = self.config
         asked = ([f"least {config.cost} with {config.target}"] if config.target else []) + list(config.budgets)
-        title = f"{config.model.factory} under {', '.join(asked)}"
+        title = f"{config.model.name} under {', '.join(asked)}"
         text = page(title, self.layers, self.sensitivity, self.solution, self.quality)
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())

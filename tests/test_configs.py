@@ -10,12 +10,13 @@ from mpsearch import load_packed, quantized, read_map
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.config import SamplesConfig, load_config
 from mpsearch.run import Run
+from mpsearch.zoo import is_published
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 # The 255-layer U-Net is searched on a tenth of its layers here; its whole run takes minutes.
 SHORT = {
-    "terrain-unet": {
+    "zoo-terrain-unet": {
         "layers": {"include": ["*input_blocks.1.*", "*middle_block*", "time_embed.*"]},
         "estimator": {"name": "one-pass", "options": {"probes": 4}},
     }
@@ -23,7 +24,7 @@ SHORT = {
 
 
 def test_the_promised_configs_are_there():
-    assert {"sagan", "dcgan-faces", "srvgg-x4", "upconv7-x2", "terrain-unet"} <= set(NAMES)
+    assert {"sagan", "zoo-dcgan-faces", "zoo-srvgg-x4", "zoo-upconv7-x2", "zoo-terrain-unet"} <= set(NAMES)
 
 
 def test_the_default_is_the_embedded_generator_spelled_out():
@@ -33,11 +34,10 @@ def test_the_default_is_the_embedded_generator_spelled_out():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_runs_to_a_report(name, tmp_path):
+def test_every_config_runs_to_a_report(name, tmp_path, published):
     config = load_config(CONFIGS / f"{name}.yaml", effort="fast", **SHORT.get(name, {}))
-    needed = config.base / (config.model.weights or ".")
-    if not needed.exists():
-        pytest.skip(f"{needed.name} of {name} is not on this machine")
+    if is_published(config.model.factory):
+        published(config.model.factory.partition(":")[2])
     samples = SamplesConfig(calibration=4, heldback=4, distances=8, batch=2)
     run = Run(config.model_copy(update={"samples": samples}), tmp_path / name)
     solution = run.solution
