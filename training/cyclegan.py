@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from mpsearch.report import save_grid
 from mpsearch.zoo.cyclegan import CycleGANGenerator
+from mpsearch.zoo.embedded import DIRECTIONS
 from training import checkpoint, options
 from training.data import CLASSES, fashion_mnist
 from training.sagan import average
 
 DOMAINS = {"sneaker": CLASSES.index("sneaker"), "boot": CLASSES.index("ankle boot")}
-DIRECTIONS = ("sneaker2boot", "boot2sneaker")
 BUFFER = 50
 
 
