@@ -44,6 +44,12 @@ class Moments:
     mean: Tensor
     covariance: Tensor
 
+    def on(self, axes: Tensor | None) -> Moments:
+        """Those of the features on axes ``(D, k)``; None = as they are."""
+        if axes is None:
+            return self
+        return Moments(self.n, self.mean @ axes, axes.T @ self.covariance @ axes)
+
 
 def moments(features: Tensor | Iterable[Tensor]) -> Moments:
     """Moments of features ``(N, D)``, or of an iterable of such batches; independent of how they are cut."""
@@ -60,10 +66,38 @@ def moments(features: Tensor | Iterable[Tensor]) -> Moments:
     return Moments(n, shift + mean, covariance)
 
 
+def frechet_to(target: Moments) -> Callable[[Moments], float]:
+    """What gives :func:`frechet_distance` to one target; the target's square root is taken once."""
+    values, vectors = torch.linalg.eigh(target.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+    def distance(of: Moments) -> float:
+        cross = torch.linalg.eigvalsh(root @ of.covariance @ root).clamp_min(0).sqrt().sum()
+        traces = of.covariance.trace() + target.covariance.trace()
+        return max(float((of.mean - target.mean).square().sum() + traces - 2 * cross), 0.0)
+
+    return distance
+
+
 def frechet_distance(a: Moments, b: Moments) -> float:
     """``‖μ₁−μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½)`` (Dowson & Landau 1982), by eigenvalues of ``C₁^½ C₂ C₁^½``."""
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
-    return max(float(distance), 0.0)
+    return frechet_to(a)(b)
+
+
+def principal_axes(target: Moments, n: int) -> tuple[Tensor | None, str]:
+    """(axes ``(D, k)`` for Fréchet distances of ``n`` features to the target, a warning), or (None, "").
+
+    Fewer samples than dimensions leave a covariance singular, and the distance measures little but n. It is then taken
+    on the first principal components of the target, of which there are four samples each or more.
+    """
+    dims, least = len(target.mean), min(n, target.n)
+    if least >= dims:
+        return None, ""
+    kept = max(1, least // 4)
+    values, vectors = torch.linalg.eigh(target.covariance)
+    total = float(values.clamp_min(0).sum())
+    share = f" ({float(values[-kept:].clamp_min(0).sum()) / total:.1%} of its variance)" if total else ""
+    return vectors[:, -kept:].flip(1), (
+        f"few samples: {n} generated and {target.n} of the reference for {dims} feature dimensions; Fréchet distances "
+        f"are taken on the first {kept} principal components of the reference{share}; {dims} of each suffice for all"
+    )

@@ -34,10 +34,12 @@ from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, parse_formats
+from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, gap_db, parse_formats
 from mpsearch.zoo import (
+    PUBLISHED,
     WEIGHTS,
     EfficientNetFeatures,
+    InceptionFeatures,
     Note,
     fashion_features,
     fetch_published,
@@ -49,7 +51,7 @@ from mpsearch.zoo import (
 )
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
-NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures}  # published: fetched by name
+NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures, "inception": InceptionFeatures}
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
 PURPOSES: Mapping[int, Purpose] = {
@@ -173,8 +175,11 @@ class Run:
     def features(self) -> FeatureNet:
         name, options = self.config.judge.features, self.config.judge.options
         if name in NETWORKS:
+            if "weights" in options:
+                options = {**options, "weights": str(self.config.base / str(options["weights"]))}
             network = make("feature network", NETWORKS, name, options)
-            fetch_published(name, self.note)
+            if name in PUBLISHED:
+                fetch_published(name, self.note)
             return network
         if ":" not in name:
             lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
@@ -198,7 +203,15 @@ class Run:
             "reference images",
             self.folder.parts("reference", key),
         )
-        return Reference(found, "other samples of the float generator")
+        return Reference(found, "other samples of the float generator", own=True)
+
+    @property
+    def _real(self) -> list[str]:
+        """What identifies the features of a file; none where the reference follows from the generator."""
+        if self.config.judge.reference is None:
+            return []
+        halves = (self.reference.features, self.reference.train)
+        return [digest(moments(features)) for features in halves if features is not None]
 
     def table(self, name: str) -> Table:
         """``sensitivity.json`` for the configured estimator, ``sensitivity-NAME.json`` for any other."""
@@ -296,6 +309,7 @@ class Run:
             samples.heldback,
             samples.distances,
             self.config.judge.model_dump(mode="json"),
+            *self._real,
         ]
         if found is not None:
             key += [found.error and found.error.value, found.peak]
@@ -311,10 +325,12 @@ class Run:
             if found is None:
                 return quality
             others = {name: self.subject.with_ranges(entry.bitmap) for name, entry in found.baselines.items()}
-            return replace(quality, maps=api.beside(self.model, found, others, quality, held, seed, parts))
+            maps = api.beside(self.model, found, others, quality, held, seed, parts)
+            error = found.error and gap_db(found.error.value, found.error.stderr, quality.mse)
+            return replace(quality, maps=maps, gap={"error_db": error, **quality.gap} if error else quality.gap)
 
         report = self.folder.stage(
-            name, "mpsearch-quality/1", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
+            name, "mpsearch-quality/2", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
         )
         parts.clear()
         return report
@@ -335,7 +351,7 @@ class Run:
             if any(math.isnan(row["costs"][cost]) for row in rows.values()):  # nobody measured a format of some map
                 for row in rows.values():
                     del row["costs"][cost]
-        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/1", {"maps": rows})
+        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/2", {"maps": rows})
         points = {
             name: (row["costs"]["bits"], row["quality"]["psnr_db"]["value"])
             for name, row in rows.items()

@@ -59,11 +59,12 @@ def package_classifier(config: dict[str, Any]) -> None:
     model, (images, labels) = classifier(), fashion_mnist("t10k")
     features, _ = features_of(model, images)
     name = "10,000 real Fashion-MNIST test images"
-    save_file({"features": features}, WEIGHTS / "fashion_mnist_test_features.safetensors", {"name": name})
+    train, _ = features_of(model, fashion_mnist("train")[0][:SAMPLES])
+    halves = {"features": features, "train": train.half()}
+    save_file(halves, WEIGHTS / "fashion_mnist_test_features.safetensors", {"name": name})
     facts = facts_of(WEIGHTS / "classifier.safetensors")
     save_grid(WEIGHTS / "classifier.png", {"real test images that the classifier was measured on": images[:16]})
-    train_features, _ = features_of(model, fashion_mnist("train")[0])
-    floor = frechet_distance(moments(train_features[:SAMPLES]), moments(features))
+    floor = frechet_distance(moments(train), moments(features))
     card = f"""# Fashion-MNIST classifier
 
 - Use: its 64 pooled features define the Fréchet distance of the embedded generator.
@@ -74,8 +75,8 @@ def package_classifier(config: dict[str, Any]) -> None:
 - Weights: {sum(p.numel() for p in model.parameters()):,}
 - Training: `python -m training.classifier configs/training/classifier.yaml`, seed {config["seed"]}, {facts["epoch"]} epochs of
   batch {config["batch"]}, {facts["seconds"]} s on two shared CPU cores.
-- `fashion_mnist_test_features.safetensors`: the features of all 10,000 test images, from which mean, covariance and kernel
-  distances are computed.
+- `fashion_mnist_test_features.safetensors`: the features of all 10,000 test images, which generated ones are compared with,
+  and of the first 10,000 training images (half precision), for the gap between the two.
 
 ![real test images](classifier.png)
 """
@@ -120,8 +121,9 @@ def package_cyclegan(config: dict[str, Any]) -> None:
         features[name], _ = features_of(judge, images)
         label = CLASSES[cycle.DOMAINS[name]]
         path = WEIGHTS / f"fashion_mnist_{name}_features.safetensors"
-        save_file({"features": features[name]}, path, {"name": f"1,000 real Fashion-MNIST test images, {label}"})
         train, _ = features_of(judge, cycle.domain("train", name)[:1000])
+        halves = {"features": features[name], "train": train.half()}
+        save_file(halves, path, {"name": f"1,000 real Fashion-MNIST test images, {label}"})
         floors[name] = frechet_distance(moments(train), moments(features[name]))
     for direction in DIRECTIONS:
         shutil.copy(work / f"{direction}.safetensors", WEIGHTS / f"cyclegan_{direction}.safetensors")

@@ -2,6 +2,7 @@
 
 from mpsearch.zoo.embedded import WEIGHTS, classifier, cyclegan, fashion_features, reference_path, sagan
 from mpsearch.zoo.image_features import EfficientNetFeatures
+from mpsearch.zoo.inception import InceptionFeatures
 from mpsearch.zoo.loading import is_published, load_generator, resolve
 from mpsearch.zoo.pretrained import load_diffusers
 from mpsearch.zoo.published import PUBLISHED, Note, fetch_published, load_published, unheard
@@ -10,6 +11,7 @@ __all__ = [
     "PUBLISHED",
     "WEIGHTS",
     "EfficientNetFeatures",
+    "InceptionFeatures",
     "Note",
     "classifier",
     "cyclegan",
