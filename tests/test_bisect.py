@@ -440,7 +440,8 @@ def test_budgets_of_a_config_hold_beside_a_target(deep):
 def test_a_distance_as_target_is_reported_on_held_back_inputs(deep):
     assert call("run", "small.yaml", "--out", "out", "--effort", "fast", "--target", "fd<=float+0.02")[0] == 0
     quality = json.loads((deep / "out/quality.json").read_text())
-    excess = quality["fd_quantized"]["value"] - quality["fd_float"]["value"]
+    fd = quality["figures"]["fd"]
+    excess = fd["quantized"]["value"] - fd["float"]["value"]
     assert f"| held-back | `fd<=float+0.02` | {excess:.2f} |" in (deep / "out/report.md").read_text()
 
 
