@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
 
 from mpsearch import ArtifactError, CalibrationError, QualityReport, validate
-from mpsearch.features import frechet_distance, moments, pooled_pixels, principal_axes
+from mpsearch.features import frechet_distance, moments, pooled_pixels, principal_axes, split
 from mpsearch.quality import MEASURES, Reference, distances, feature_distance, figures, paired_quality, ssim
 from mpsearch.quality.gap import frechet_gap
 from mpsearch.quality.neighbours import BLOCK, radii
@@ -297,10 +297,16 @@ def test_fewer_samples_than_dimensions_fall_back_and_name_both_numbers(deconv):
     axes, _ = principal_axes(moments(target.features), 40)
     assert axes.shape == (50, 10)
     assert axes[:10].square().sum() > 8, "the widest of 50 independent axes"
-    on = [moments(rows.double() @ axes) for rows in (normal(40, 50, 1) * spread, target.features)]
+    on = [moments(split(rows, axes), 10) for rows in (normal(40, 50, 1) * spread, target.features)]
     assert found["fd"].float.value == pytest.approx(frechet_distance(*on), rel=1e-4)
     assert found["fd"].quantized.value > found["fd"].float.value
     assert principal_axes(moments(target.features), 50) == (None, "")
+    whole = moments(normal(40, 50, 1) * spread).on(axes)
+    torch.testing.assert_close(whole.rest, on[0].rest, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(whole.mean, on[0].mean, rtol=1e-4, atol=1e-6)
+    beside = (normal(1, 50, 9).double()[0] @ (torch.eye(50) - axes @ axes.T)).float() * 3
+    moved = figures(normal(40, 50, 1) * spread, normal(40, 50, 1) * spread + beside, target, draws=10)[0]["fd"]
+    assert moved.quantized.value > moved.float.value + beside.square().sum() / 2, "what is beside the axes counts"
     model, batches = deconv
     with pytest.warns(UserWarning, match="few samples: 12 generated and 12 of the reference for 192 feature dimens"):
         report = validate(model, {}, batches)

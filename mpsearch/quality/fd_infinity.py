@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import linear_regression
 
 import torch
 from torch import Tensor
@@ -25,27 +26,28 @@ class FDInfinity:
     Attributes:
         sizes: of subsets.
         turns: subsets of each size.
+        full: as in :func:`mpsearch.features.moments`, where samples are too few for the covariance of all features.
     """
 
     sizes: int = 4
     turns: int = 4
+    full: int | None = None
 
     def __call__(self, generated: Tensor, reference: Tensor, draws: int = 100, seed: int = 0) -> dict[str, Interval]:
-        n, dims = generated.shape
+        n, dims = len(generated), self.full or generated.shape[1]
         if n < max(2 * dims, 16):
             return {}
-        distance = frechet_to(moments(reference))
+        distance = frechet_to(moments(reference, self.full))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         picks = resampled(n, affordable(draws * 2 // 5, dims), seed)
         value, *spread = [self._intercept(generated[pick], distance) for pick in [order, *picks]]
         return {"fd_infinity": interval(value, torch.tensor(spread, dtype=torch.float64), n)}
 
     def _intercept(self, features: Tensor, distance: Callable[[Moments], float]) -> float:
-        n, dims = features.shape
+        n, dims = len(features), self.full or features.shape[1]
         sizes = torch.linspace(max(n // 4, dims), n, self.sizes).round().long().tolist()
         means = []
         for size in sizes:
             turned = [features.roll(n * turn // self.turns, 0)[:size] for turn in range(self.turns if size < n else 1)]
-            means.append(sum(distance(moments(part)) for part in turned) / len(turned))
-        law = torch.tensor([[1.0, 1 / size] for size in sizes], dtype=torch.float64)
-        return float(torch.linalg.lstsq(law, torch.tensor(means, dtype=torch.float64)[:, None]).solution[0, 0])
+            means.append(sum(distance(moments(part, self.full)) for part in turned) / len(turned))
+        return linear_regression([1 / size for size in sizes], means).intercept

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mpsearch.errors import CalibrationError
-from mpsearch.features import moments, principal_axes
+from mpsearch.features import moments, principal_axes, split
 from mpsearch.quality.density_coverage import DensityCoverage
 from mpsearch.quality.fd_infinity import FDInfinity
 from mpsearch.quality.frechet import Frechet
@@ -26,9 +27,9 @@ class Measure(Protocol):
     def __call__(self, generated: Tensor, reference: Tensor, draws: int, seed: int) -> Mapping[str, Interval]: ...
 
 
-FITS: Mapping[str, Measure] = {"frechet": Frechet(), "fd-infinity": FDInfinity()}  # they fit a covariance
 MEASURES: Mapping[str, Measure] = {
-    **FITS,
+    "frechet": Frechet(),
+    "fd-infinity": FDInfinity(),
     "kernel": Kernel(),
     "precision-recall": PrecisionRecall(),
     "density-coverage": DensityCoverage(),
@@ -50,20 +51,22 @@ def figures(
     Args:
         full: features ``(n, D)`` of the float generator.
         quantized: those of the quantized one, on the same inputs.
-        reference: what both are compared with. Where samples are fewer than D, ``fd`` is taken on some of its axes.
+        reference: what both are compared with. For samples fewer than D see
+            :func:`mpsearch.features.principal_axes`.
         draws: of the bootstrap.
         seed: of the bootstrap, and of what subsets are.
     """
     _enough(full, reference)
-    target = moments(reference.features)
-    axes, warning = principal_axes(target, min(len(full), len(quantized)))
-    axes = None if axes is None else axes.float()
+    axes, warning = principal_axes(moments(reference.features), min(len(full), len(quantized)))
+    covaried = None if axes is None else axes.shape[1]
 
     def measured(generated: Tensor, other: Tensor) -> dict[str, Interval]:
         found: dict[str, Interval] = {}
-        for name, measure in MEASURES.items():
-            on = (_on(generated, axes), _on(other, axes)) if name in FITS else (generated, other)
-            found |= measure(*on, draws, seed)
+        for measure in MEASURES.values():
+            if axes is not None and isinstance(measure, (Frechet, FDInfinity)):
+                found |= replace(measure, full=covaried)(split(generated, axes), split(other, axes), draws, seed)
+            else:
+                found |= measure(generated, other, draws, seed)
         return found
 
     floor = _floor(full, len(reference.features), measured, seed)
@@ -71,16 +74,10 @@ def figures(
     found = {name: Figure(before[name], after[name], floor.get(name)) for name in before}
     gap = {}
     if reference.train is not None:
-        pair = _on(reference.features, axes), _on(reference.train, axes)
-        gap = {
-            "fd_float": frechet_gap(_on(full, axes), *pair, draws, seed),
-            "fd_quantized": frechet_gap(_on(quantized, axes), *pair, draws, seed),
-        }
+        halves = split(reference.features, axes), split(reference.train, axes)
+        for name, features in (("fd_float", full), ("fd_quantized", quantized)):
+            gap[name] = frechet_gap(split(features, axes), *halves, draws, seed, covaried)
     return found, gap, warning
-
-
-def _on(features: Tensor, axes: Tensor | None) -> Tensor:
-    return features if axes is None else features @ axes
 
 
 def _enough(features: Tensor, reference: Reference) -> None:

@@ -24,10 +24,15 @@ class Frechet:
 
     The interval resamples the generated features only: the reference is the same for everything that is compared with
     it.
+
+    Attributes:
+        full: as in :func:`mpsearch.features.moments`, where samples are too few for the covariance of all features.
     """
 
+    full: int | None = None
+
     def __call__(self, generated: Tensor, reference: Tensor, draws: int = 100, seed: int = 0) -> dict[str, Interval]:
-        distance = frechet_to(moments(reference))
-        picks = resampled(len(generated), affordable(draws, generated.shape[1]), seed)
-        spread = torch.tensor([distance(moments(generated[pick])) for pick in picks])
-        return {"fd": interval(distance(moments(generated)), spread, len(generated))}
+        distance = frechet_to(moments(reference, self.full))
+        picks = resampled(len(generated), affordable(draws, self.full or generated.shape[1]), seed)
+        spread = torch.tensor([distance(moments(generated[pick], self.full)) for pick in picks])
+        return {"fd": interval(distance(moments(generated, self.full)), spread, len(generated))}
