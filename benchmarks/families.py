@@ -1,7 +1,7 @@
 """Every family of generators with 8-bit activations: what 4 and 3 bits a weight cost in pictures.
 
 The runs are those of ``configs/``, fetched weights where they can be fetched; maps are judged on inputs that no search
-saw. PSNR and the Fréchet distance come with 95 % bootstrap intervals. Where there is no training data the distance is to
+saw. PSNR and Fréchet distance come with 95 % bootstrap intervals. Where there is no training data the distance is to
 other samples of the float generator, and its own row is the noise floor. Seconds are the search's, its table included.
 """
 
