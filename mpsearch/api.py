@@ -77,7 +77,12 @@ FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
     "standard": (Singles(), Refine()),
-    "thorough": (Singles(), Refine(evaluations=400, restarts=4, others=4, patience=96), Bayes(evaluations=60)),
+    "thorough": (
+        Singles(),
+        Refine(),
+        Refine(evaluations=400, restarts=4, others=4, patience=96, sure=1.0),  # so long a search fits the inputs too
+        Bayes(evaluations=60, sure=1.0),
+    ),
 }
 
 
