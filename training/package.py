@@ -160,7 +160,7 @@ def package_cyclegan(config: dict[str, Any]) -> None:
   licence, padded from 28x28 to 32x32.
 - `fashion_mnist_shoes.npz`: the 1,000 test sneakers and the 1,000 test boots as bytes, so that the translators have inputs
   where the data set is not at hand. `fashion_mnist_sneaker_features.safetensors`, `fashion_mnist_boot_features.safetensors`: their
-  features.
+  features, and those of 1,000 training images each in half precision.
 - Licence of the weights: Apache-2.0, as the project. Of the pictures: The MIT License, Copyright (c) 2017 Zalando SE; the text is
   below.
 - Training: `python -m training.cyclegan configs/training/cyclegan.yaml`, seed {config["seed"]}, {facts["step"]} steps of batch
