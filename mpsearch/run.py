@@ -21,7 +21,7 @@ from mpsearch.config import RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
-from mpsearch.inputs import SOURCES, draw
+from mpsearch.inputs import SOURCES, Purpose, Shares, Source, Stock, draw
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
@@ -52,6 +52,12 @@ FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": poo
 NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures}  # published: fetched by name
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
+PURPOSES: Mapping[int, Purpose] = {
+    0: "calibration",
+    HELDBACK: "heldback",
+    DISTANCES: "distances",
+    REFERENCE: "reference",
+}
 AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 
 
@@ -82,13 +88,16 @@ class Run:
                 digest.update(
                     key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 )
-        for source in self._sources():
-            digest.update(source.read_bytes())  # the code of a generator is as much of it as its weights
+        for path in self._code():
+            digest.update(path.read_bytes())  # the code of a generator is as much of it as its weights
+        for source in self._sources:
+            if isinstance(source, Stock):
+                digest.update(source.rows(torch.arange(len(source))).numpy().tobytes())
         c = self.config
         samples = (c.samples.calibration, c.samples.batch)
         return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed)
 
-    def _sources(self) -> list[Path]:
+    def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
         model = self.config.model
         functions: list[Any] = [type(module).forward for module in self.model.modules()]
@@ -99,17 +108,36 @@ class Run:
         torch_folder = Path(torch.__file__).parent
         return [path for path in map(Path, sorted(names)) if path.is_file() and torch_folder not in path.parents]
 
-    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
-        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
+    @cached_property
+    def _sources(self) -> list[Source]:
         sources = []
         for number, entry in enumerate(self.config.inputs):
             options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
             if (kind := options.pop("kind", None)) is None:
                 raise UsageError(f"inputs.{number} has no kind; it is one of {', '.join(SOURCES)}")
-            if "folder" in options and "package" not in options:
-                options["folder"] = str(self.config.base / options["folder"])
+            if isinstance(folder := options.get("folder"), str) and "package" not in options:
+                options["folder"] = str(self.config.base / folder)
+            if isinstance(file := options.get("file"), str):
+                options["file"] = str(self._found(file))
             sources.append(make("kind of input", SOURCES, kind, options))
-        return draw(sources, count, self.config.samples.batch, self.config.seed + offset)
+        return sources
+
+    def _found(self, path: str | Path) -> Path:
+        """A file beside the config, or one that ships with the package."""
+        own = self.config.base / path
+        return own if own.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
+
+    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
+        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart.
+
+        Sources without end are asked with other seeds; a fixed stock of samples is divided.
+        """
+        samples, seed = self.config.samples, self.config.seed
+        compared = samples.distances if self.config.judge.reference is None else 0
+        shares = Shares(seed, samples.calibration, samples.heldback, samples.distances, compared)
+        purpose = PURPOSES.get(offset)
+        take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
+        return draw(self._sources, count, samples.batch, seed + offset, take)
 
     def _calibration(self, count: int, offset: int) -> Calibration:
         return Calibration.of(self.inputs(count, offset), device_of(self.model))
@@ -159,8 +187,7 @@ class Run:
         """Real features; without a file of them, those of the float generator on other inputs."""
         path = self.config.judge.reference
         if path is not None:
-            own = self.config.base / path
-            return Reference.load(own if own.exists() else WEIGHTS / path)
+            return Reference.load(self._found(path))
         samples = self.config.samples
         key = fingerprint(self._identity, samples.distances, self.config.judge.model_dump(mode="json"))
         found = api.featurise(

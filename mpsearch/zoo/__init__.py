@@ -1,6 +1,6 @@
 """Generators and feature networks: the embedded ones, published ones, and how a user's own are found."""
 
-from mpsearch.zoo.embedded import WEIGHTS, classifier, fashion_features, reference_path, sagan
+from mpsearch.zoo.embedded import WEIGHTS, classifier, cyclegan, fashion_features, reference_path, sagan
 from mpsearch.zoo.image_features import EfficientNetFeatures
 from mpsearch.zoo.loading import is_published, load_generator, resolve
 from mpsearch.zoo.pretrained import load_diffusers
@@ -12,6 +12,7 @@ __all__ = [
     "EfficientNetFeatures",
     "Note",
     "classifier",
+    "cyclegan",
     "fashion_features",
     "fetch_published",
     "is_published",

@@ -1,4 +1,4 @@
-"""What ships inside the package: a Self-Attention GAN and the classifier that judges it."""
+"""What ships inside the package: trained generators, and the classifier that judges them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mpsearch.errors import UsageError
 from mpsearch.zoo.classifier import FashionClassifier
+from mpsearch.zoo.cyclegan import CycleGANGenerator
 from mpsearch.zoo.loading import load_weights
 from mpsearch.zoo.sagan import SAGANGenerator
 
 WEIGHTS = Path(__file__).parent / "weights"
+DIRECTIONS = ("sneaker2boot", "boot2sneaker")
 
 
 def sagan() -> SAGANGenerator:
     """The trained generator; ``weights/sagan.md`` is its model card."""
     model = SAGANGenerator()
     load_weights(model, WEIGHTS / "sagan.safetensors")
+    return model.eval()
+
+
+def cyclegan(direction: str = "sneaker2boot") -> CycleGANGenerator:
+    """The trained translator of sneakers to ankle boots, or ``boot2sneaker``; ``weights/cyclegan.md`` is its card."""
+    if direction not in DIRECTIONS:
+        raise UsageError(f"no direction {direction!r}; there are {' and '.join(DIRECTIONS)}")
+    model = CycleGANGenerator()
+    load_weights(model, WEIGHTS / f"cyclegan_{direction}.safetensors")
     return model.eval()
 
 
