@@ -1,4 +1,4 @@
-"""Where generator inputs come from: one source for each positional argument. One kind a dict line."""
+"""Where generator inputs come from: sources that serve the positional arguments in turn. One kind a dict line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from mpsearch.inputs.draws import Constant, Integers, Normal, Uniform
 from mpsearch.inputs.images import Images
+from mpsearch.inputs.trajectory import Trajectory
 
 
 class Source(Protocol):
-    """``count`` samples of one argument; the same generator state gives the same samples."""
+    """``count`` samples of one argument or of several; the same generator state gives the same samples."""
 
-    def __call__(self, count: int, generator: torch.Generator) -> Tensor: ...
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor | tuple[Tensor, ...]: ...
 
 
 SOURCES: dict[str, type[Source]] = {
@@ -24,14 +25,18 @@ SOURCES: dict[str, type[Source]] = {
     "integers": Integers,
     "constant": Constant,
     "images": Images,
+    "trajectory": Trajectory,
 }
 
 
 def draw(sources: Sequence[Source], count: int, batch: int, seed: int) -> list[tuple[Tensor, ...]]:
     """``count`` samples as batches of positional arguments; the samples do not depend on ``batch``."""
     generator = torch.Generator().manual_seed(seed)
-    columns = [source(count, generator) for source in sources]
+    columns: list[Tensor] = []
+    for source in sources:
+        drawn = source(count, generator)
+        columns += [drawn] if isinstance(drawn, Tensor) else drawn
     return list(zip(*(torch.split(column, batch) for column in columns), strict=True))
 
 
-__all__ = ["SOURCES", "Constant", "Images", "Integers", "Normal", "Source", "Uniform", "draw"]
+__all__ = ["SOURCES", "Constant", "Images", "Integers", "Normal", "Source", "Trajectory", "Uniform", "draw"]

@@ -1,8 +1,8 @@
 """Diffusion U-Nets of the diffusers interface: the whole deterministic sampler as one generator, or one step of it.
 
-Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021 (https://arxiv.org/abs/2010.02502). Nothing random is
-drawn after the first noise (eta 0), so a float and a quantized model that start from the same noise are comparable image
-by image. Both modules here hold the U-Net as ``unet``: a bit map of one names the layers of the other.
+Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021 (https://arxiv.org/abs/2010.02502). Nothing random
+is drawn after the first noise (eta 0), so that a float and a quantized model that start from the same noise can be
+compared image by image. Both modules here hold the U-Net as ``unet``: a bit map of one names the layers of the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # what diffusers calls it
 
 
 class Denoiser(nn.Module):
-    """One call of the U-Net: noisy images ``(N, C, H, W)`` and timesteps ``(N,)`` to its prediction, ``(N, C, H, W)``."""
+    """One call of the U-Net: noisy images ``(N, C, H, W)`` and timesteps ``(N,)`` to a prediction like the images."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -56,9 +56,8 @@ class Sampler(nn.Module):
         self.register_buffer("alphas", torch.tensor(pairs))  # (steps, 2): cumulative alpha of a step and of the next
 
     def forward(self, noise: Tensor) -> Tensor:
-        for _, _, x in self._walk(noise):
-            pass
-        return x.clamp(-1, 1)
+        *_, (_, _, images) = self._walk(noise)
+        return images.clamp(-1, 1)
 
     def trajectory(self, noise: Tensor) -> list[tuple[Tensor, int]]:
         """What the U-Net reads, step by step: ``(x_t, t)`` with ``x_t`` like ``noise``."""
@@ -90,7 +89,7 @@ def _scheduler(schedule: Mapping[str, Any], steps: int) -> Any:
     if not 1 <= steps <= longest:
         raise UsageError(f"a trajectory of {steps} steps: a sampler takes 1 … {longest} of them")
     if schedule.get("thresholding"):
-        raise UsageError("the schedule asks for dynamic thresholding, which depends on the whole image: set it to false")
+        raise UsageError("the schedule asks for dynamic thresholding, which is not supported: set it to false")
     scheduler = diffusers().DDIMScheduler.from_config(dict(schedule))
     scheduler.set_timesteps(steps)
     return scheduler

@@ -1,4 +1,4 @@
-"""What ships inside the package: a Self-Attention GAN and the classifier that judges it."""
+"""What ships inside the package: generators, and the classifier that judges them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from mpsearch.zoo.classifier import FashionClassifier
+from mpsearch.zoo.diffusion import Denoiser, Sampler, load_unet, read_config
 from mpsearch.zoo.loading import load_weights
 from mpsearch.zoo.sagan import SAGANGenerator
 
 WEIGHTS = Path(__file__).parent / "weights"
+DIFFUSION = WEIGHTS / "diffusion"  # a diffusers pipeline
 
 
 def sagan() -> SAGANGenerator:
@@ -20,6 +22,21 @@ def sagan() -> SAGANGenerator:
     model = SAGANGenerator()
     load_weights(model, WEIGHTS / "sagan.safetensors")
     return model.eval()
+
+
+def diffusion(steps: int = 20) -> Sampler:
+    """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card.
+
+    Raises:
+        UsageError: fewer than 1 step, or the package diffusers is missing.
+    """
+    schedule = read_config(DIFFUSION / "scheduler" / "scheduler_config.json")
+    return Sampler(load_unet(DIFFUSION / "unet"), schedule, steps).eval()
+
+
+def diffusion_step() -> Denoiser:
+    """One step of it: the bare U-Net."""
+    return Denoiser(load_unet(DIFFUSION / "unet")).eval()
 
 
 def classifier() -> FashionClassifier:
