@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mpsearch import api, targets
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.calibration import Calibration, Progress, outputs, silent
-from mpsearch.config import RunConfig
+from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
@@ -80,14 +81,29 @@ class Run:
         return generator.to(pick_device(self.config.device))
 
     @cached_property
+    def _samplers(self) -> dict[int, nn.Module]:
+        """Number of an entry of ``inputs`` → the float sampler that it names, a factory or a mapping like ``model``."""
+        found = {}
+        for number, entry in enumerate(self.config.inputs):
+            if "sampler" in entry:
+                named = {"factory": entry["sampler"]} if isinstance(entry["sampler"], str) else entry["sampler"]
+                try:
+                    given = ModelConfig.model_validate(named)
+                except ValidationError as error:
+                    raise UsageError(f"inputs.{number}.sampler: {error.errors()[0]['msg']}") from None
+                found[number] = load_generator(given.factory, given.weights, given.options, self.config.base)
+        return found
+
+    @cached_property
     def _identity(self) -> str:
         """Of the generator and the calibration inputs: whatever changes it makes every measurement another one."""
         digest = hashlib.sha256()
-        for key, value in self.model.state_dict().items():
-            if isinstance(value, Tensor):
-                digest.update(
-                    key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
+        for model in (self.model, *self._samplers.values()):
+            for key, value in model.state_dict().items():
+                if isinstance(value, Tensor):
+                    digest.update(
+                        key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                    )
         for path in self._code():
             digest.update(path.read_bytes())  # the code of a generator is as much of it as its weights
         for source in self._sources:
@@ -100,7 +116,8 @@ class Run:
     def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
         model = self.config.model
-        functions: list[Any] = [type(module).forward for module in self.model.modules()]
+        modules = [m for net in (self.model, *self._samplers.values()) for m in net.modules()]
+        functions: list[Any] = [type(module).forward for module in modules]
         if model.diffusers is None and not is_published(model.factory):
             build = resolve(model.factory, self.config.base)
             functions += [build, getattr(build, "__init__", None)]
@@ -119,6 +136,8 @@ class Run:
                 options["folder"] = str(self.config.base / folder)
             if isinstance(file := options.get("file"), str):
                 options["file"] = str(self._found(file))
+            if number in self._samplers:
+                options["sampler"] = self._samplers[number]
             sources.append(make("kind of input", SOURCES, kind, options))
         return sources
 

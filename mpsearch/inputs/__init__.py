@@ -1,4 +1,4 @@
-"""Where generator inputs come from: one source for each positional argument. One kind a dict line."""
+"""Where generator inputs come from: sources that serve the positional arguments in turn. One kind a dict line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from mpsearch.inputs.draws import Constant, Integers, Normal, Uniform
 from mpsearch.inputs.images import Images
 from mpsearch.inputs.shares import Purpose, Shares, Stock
 from mpsearch.inputs.tensors import Tensors
+from mpsearch.inputs.trajectory import Trajectory
 
 
 class Source(Protocol):
-    """``count`` samples of one argument; the same generator state gives the same samples."""
+    """``count`` samples of one argument or of several; the same generator state gives the same samples."""
 
-    def __call__(self, count: int, generator: torch.Generator) -> Tensor: ...
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor | tuple[Tensor, ...]: ...
 
 
 SOURCES: dict[str, type[Source]] = {
@@ -27,6 +28,7 @@ SOURCES: dict[str, type[Source]] = {
     "constant": Constant,
     "images": Images,
     "tensors": Tensors,
+    "trajectory": Trajectory,
 }
 
 
@@ -38,10 +40,13 @@ def draw(
     ``take`` says which samples of a fixed stock these are; without it they are drawn from all of it.
     """
     generator = torch.Generator().manual_seed(seed)
-    columns = [
-        take(source) if take is not None and isinstance(source, Stock) else source(count, generator)
-        for source in sources
-    ]
+    columns: list[Tensor] = []
+    for source in sources:
+        if take is not None and isinstance(source, Stock):
+            columns.append(take(source))
+        else:
+            drawn = source(count, generator)
+            columns += [drawn] if isinstance(drawn, Tensor) else drawn
     return list(zip(*(torch.split(column, batch) for column in columns), strict=True))
 
 
@@ -56,6 +61,7 @@ __all__ = [
     "Source",
     "Stock",
     "Tensors",
+    "Trajectory",
     "Uniform",
     "draw",
 ]
