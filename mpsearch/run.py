@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
-from mpsearch.inputs import SOURCES, Purpose, Shares, Source, Stock, draw
+from mpsearch.inputs import REFINERS, SOURCES, Batches, Purpose, Refiner, Shares, Source, Stock, draw, regions_of
+from mpsearch.inputs.columns import batched, joined
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
@@ -69,6 +70,7 @@ class Run:
         self.config = config
         self.progress = progress
         self.note = note  # told origin and licence of what is fetched
+        self._refined: dict[tuple[int, int], Batches] = {}  # (count, offset) → inputs that the generator had a say in
         self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
 
     @cached_property
@@ -111,7 +113,11 @@ class Run:
                 digest.update(source.rows(torch.arange(len(source))).numpy().tobytes())
         c = self.config
         samples = (c.samples.calibration, c.samples.batch)
-        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed)
+        refined: list[Any] = []
+        if c.refine is not None:
+            refined += [c.refine.model_dump(mode="json")]
+            refined += [c.judge.model_dump(mode="json")] if c.refine.name == "cluster" else []
+        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed, *refined)
 
     def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
@@ -146,14 +152,40 @@ class Run:
         own = self.config.base / path
         return own if own.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
 
-    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
-        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart.
+    @cached_property
+    def _refiner(self) -> Refiner | None:
+        if (asked := self.config.refine) is None:
+            return None
+        options = dict(asked.options)
+        if asked.name == "cluster":
+            options["features"] = self.features
+        return make("refiner", REFINERS, asked.name, options)
 
-        Sources without end are asked with other seeds; a fixed stock of samples is divided.
-        """
+    def inputs(self, count: int, offset: int) -> Batches:
+        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
+        refiner = self._refiner
+        if refiner is None or not (refiner.everywhere or offset == 0):
+            return self._drawn(count, offset)
+        if (count, offset) not in self._refined:
+            generator = torch.Generator().manual_seed(self.config.seed + offset)
+            drawn = self._drawn(count * refiner.pool, offset)
+
+            @cache
+            def refined() -> list[Tensor]:
+                return joined(refiner(self.model, drawn, count, generator))
+
+            keep = self.folder.parts("inputs", fingerprint(self._identity, count, offset))
+            name = PURPOSES.get(offset, str(offset))
+            columns = [keep(f"{name} {at}", partial(lambda at: refined()[at], at)) for at in range(len(drawn[0]))]
+            self._refined[count, offset] = batched(columns, self.config.samples.batch)
+        return self._refined[count, offset]
+
+    def _drawn(self, count: int, offset: int) -> Batches:
+        """Sources without end are asked with other seeds; a fixed stock of samples is divided."""
         samples, seed = self.config.samples, self.config.seed
         compared = samples.distances if self.config.judge.reference is None else 0
-        shares = Shares(seed, samples.calibration, samples.heldback, samples.distances, compared)
+        pool = self._refiner.pool if self._refiner else 1
+        shares = Shares(seed, samples.calibration * pool, samples.heldback, samples.distances, compared)
         purpose = PURPOSES.get(offset)
         take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
         return draw(self._sources, count, samples.batch, seed + offset, take)
@@ -319,6 +351,8 @@ class Run:
         if found is not None:
             key += [found.error and found.error.value, found.peak]
             key += [[name, entry.to_json()] for name, entry in found.baselines.items()]
+        if samples.adversarial:
+            key += [samples.adversarial]
         held = self.inputs(samples.heldback, HELDBACK)
         parts = self.folder.parts(name, fingerprint(key))
 
@@ -327,6 +361,9 @@ class Run:
             quality = api.validate(
                 self.model, bitmap, held, self.features, self.reference, many, seed, self.progress, parts
             )
+            if samples.adversarial:
+                regions = regions_of(self._sources)
+                quality = api.with_worst(quality, self.model, bitmap, held, samples.adversarial, regions, seed)
             if found is None:
                 return quality
             others = {name: self.subject.with_ranges(entry.bitmap) for name, entry in found.baselines.items()}

@@ -116,6 +116,8 @@ def _baselines(solution: Solution, quality: QualityReport) -> str:
 
 def _quality(quality: QualityReport) -> str:
     rows = [["paired PSNR, dB", _interval(quality.psnr_db, 2)], ["paired SSIM", _interval(quality.ssim, 4)]]
+    if quality.worst_mse is not None:
+        rows.append([f"paired PSNR, dB, worst inputs (n = {quality.worst_mse.n})", _interval(quality.worst_psnr_db, 2)])
     pairs = markdown(["measure", "value [95 % interval]"], rows)
     n = quality.fd_float.n
     fd = [

@@ -65,6 +65,8 @@ class QualityReport:
         features: name of the feature network.
         reference: what the distances are to.
         reference_n: samples behind the reference.
+        worst_mse: paired mean squared error of as many inputs moved to where the map does worst; None if not asked for.
+        worst_psnr_db: its PSNR.
         maps: ``found`` and the baselines of a search, each on both sets of inputs; empty for a map that was given.
     """
 
@@ -78,6 +80,8 @@ class QualityReport:
     features: str
     reference: str
     reference_n: int
+    worst_mse: Interval | None = None
+    worst_psnr_db: Interval | None = None
     maps: Mapping[str, Paired] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class QualityReport:
     def from_json(cls, payload: dict[str, Any]) -> QualityReport:
         try:
             fields = cls.__dataclass_fields__.items()
-            needed = {n: payload[n] for n, f in fields if n in payload or f.default_factory is MISSING}
+            needed = {n: payload[n] for n, f in fields if n in payload or f.default is f.default_factory is MISSING}
             return TypeAdapter(cls).validate_python(needed)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"not a quality report: {str(error).splitlines()[0]}") from None
