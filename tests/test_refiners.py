@@ -286,7 +286,7 @@ def test_the_embedded_generator_has_far_worse_latents_than_random_ones():
     model, batches = sagan(), draw([Normal((64,))], 8, 8, 3)
     bitmap = {layer.name: "w4" for layer in mpsearch.find_layers(model, batches[0])}
     worst = mpsearch.worst_case(model, bitmap, batches, steps=8)
-    assert gaps(model, bitmap, worst, None).mean() > 3 * gaps(model, bitmap, batches, None).mean()
+    assert gaps(model, bitmap, worst, None).mean() > 2 * gaps(model, bitmap, batches, None).mean()
 
 
 def test_a_box_is_not_left(translator):
@@ -369,7 +369,7 @@ def test_a_run_on_inputs_matched_to_statistics_reports_the_worst_of_them(tmp_pat
     assert quality.worst_mse.value > quality.mse.value
     assert quality.worst_psnr_db.value < quality.psnr_db.value
     assert QualityReport.from_json(quality.to_json()) == quality
-    assert "worst inputs (n = 5)" in run.report().read_text()
+    assert "on the worst inputs\n\nPaired PSNR, dB: " in run.report().read_text()
     monkeypatch.setattr(Statistics, "_matched", lambda *args: pytest.fail("matched again"))
     again = Run(load_config(**asked), tmp_path)
     assert torch.equal(again.inputs(20, 0)[0][0], calibration[0][0]), "a killed run repeats nothing"

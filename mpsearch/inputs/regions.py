@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -54,4 +55,5 @@ def regions_of(sources: Sequence[Any]) -> list[Region | None]:
 
 def _norm(x: Tensor) -> Tensor:
     """Length of every sample, shaped to broadcast; never 0."""
-    return x.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *[1] * (x.ndim - 1))
+    lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return lengths.clamp_min(1e-30).view(-1, *[1] * (x.ndim - 1))

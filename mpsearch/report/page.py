@@ -21,6 +21,7 @@ def page(title: str, layers: Layers, table: Table, solution: Solution, quality: 
         "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
         *(["## On inputs that the search did not see\n\n" + _unseen(quality)] if quality.maps else []),
         "## Pictures, on held-back inputs\n\n" + _quality(quality),
+        *(["## Pictures, on the worst inputs\n\n" + _worst(quality)] if quality.worst_mse else []),
         "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
     ]
     return "\n\n".join(parts) + "\n"
@@ -116,8 +117,6 @@ def _baselines(solution: Solution, quality: QualityReport) -> str:
 
 def _quality(quality: QualityReport) -> str:
     rows = [["paired PSNR, dB", _interval(quality.psnr_db, 2)], ["paired SSIM", _interval(quality.ssim, 4)]]
-    if quality.worst_mse is not None:
-        rows.append([f"paired PSNR, dB, worst inputs (n = {quality.worst_mse.n})", _interval(quality.worst_psnr_db, 2)])
     pairs = markdown(["measure", "value [95 % interval]"], rows)
     n = quality.fd_float.n
     fd = [
@@ -128,6 +127,16 @@ def _quality(quality: QualityReport) -> str:
         f"{pairs}\n\n{markdown([f'to {quality.reference}', 'float', 'quantized'], fd)}\n\n"
         f"Features: {quality.features}. Distances from n = {n} generated and {quality.reference_n} reference samples, "
         f"paired measures from n = {quality.mse.n}. An FD depends on n: compare it only at equal n."
+    )
+
+
+def _worst(quality: QualityReport) -> str:
+    assert quality.worst_mse is not None
+    return (
+        f"Paired PSNR, dB: {_interval(quality.worst_psnr_db, 2)}, n = {quality.worst_mse.n}; "
+        f"{_interval(quality.psnr_db, 2)} on held-back inputs. Gradient ascent moved as many held-back inputs to where this map "
+        "does worst: latents of a normal distribution on the shell of their norm, uniform ones within their range, pictures by "
+        "8 levels of 255 at most."
     )
 
 

@@ -65,9 +65,9 @@ class QualityReport:
         features: name of the feature network.
         reference: what the distances are to.
         reference_n: samples behind the reference.
-        worst_mse: paired mean squared error of as many inputs moved to where the map does worst; None if not asked for.
-        worst_psnr_db: its PSNR.
         maps: ``found`` and the baselines of a search, each on both sets of inputs; empty for a map that was given.
+        worst_mse: paired mean squared error on inputs that were moved to where the map does worst; None if not asked for.
+        worst_psnr_db: its PSNR.
     """
 
     mse: Interval
@@ -80,9 +80,9 @@ class QualityReport:
     features: str
     reference: str
     reference_n: int
+    maps: Mapping[str, Paired] = field(default_factory=dict)
     worst_mse: Interval | None = None
     worst_psnr_db: Interval | None = None
-    maps: Mapping[str, Paired] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
