@@ -159,7 +159,10 @@ def compare(
 def pareto(
     config: Config = None,
     out: Out = None,
-    cost: Annotated[str, typer.Option(help=f"What is traded for damage: {', '.join(COSTS)}.")] = "size",
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(help=f"What is traded for damage, repeatable: {', '.join(COSTS)}; size by default."),
+    ] = None,
     points: Annotated[int, typer.Option(min=2, help="At most so many maps.")] = 40,
     budget: BudgetOption = None,
     formats: FormatOption = None,
@@ -169,12 +172,17 @@ def pareto(
 
     Every map meets `--budget`; those of the config are not asked.
 
-    Example: `mpsearch pareto configs/zoo-dcgan-faces.yaml --cost bops`
+    Example: `mpsearch pareto configs/zoo-dcgan-faces.yaml --cost size --cost bops`
     """
+    traded = cost or ["size"]
     with working(config, out, formats=formats, seed=seed) as run:
-        rows = run.frontier(cost, points, budget or ())
+        rows = run.frontier(traded, points, budget or ())
     sheet = Sheet(
-        *rows[0]["costs"], f"predicted {run.sensitivity.measure}", "PSNR, dB", "", title=f"damage over {cost}"
+        *rows[0]["costs"],
+        f"predicted {run.sensitivity.measure}",
+        "PSNR, dB",
+        "",
+        title=f"damage over {', '.join(traded)}",
     )
     for row in rows:
         db, marks = row["predicted_db"], ("knee" if row["knee"] else "") + ("" if row["optimal"] else " not proven")

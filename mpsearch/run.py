@@ -400,12 +400,15 @@ class Run:
         save_scatter(self.folder.path / "comparison.png", points, "average weight bits", "held-back PSNR, dB")
         return rows
 
-    def frontier(self, cost: str = "size", points: int = 40, budgets: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def frontier(
+        self, cost: Sequence[str] = ("size",), points: int = 40, budgets: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """``frontier.json`` and ``frontier.png``: the best maps from the least cost to the least predicted damage.
 
         The damage is in the table's measure; a mean squared error in dB too, of the range of the float images.
         """
-        lookup("cost", self.costs, cost)
+        for name in cost:
+            lookup("cost", self.costs, name)
         if budgets:
             asked = api.parse_budgets(budgets, self.costs)
             api.check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
@@ -413,15 +416,15 @@ class Run:
         found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
         peak = span(self.subject.reference) if table.measure == "mse" else 0.0
         rows = [{**point.to_json(), "predicted_db": decibels(point.predicted, peak)} for point in found]
-        about = {"cost": cost, "budgets": list(budgets), "measure": table.measure, "peak": peak or None}
+        about = {"cost": list(cost), "budgets": list(budgets), "measure": table.measure, "peak": peak or None}
         write_json(self.folder.path / "frontier.json", "mpsearch-frontier/1", {**about, "points": rows})
         up = "predicted PSNR, dB" if peak else f"log10 of the predicted damage, {table.measure}"
         dots = {}
         for at, row in enumerate(rows):
             if row["predicted"] > 0:
                 height = row["predicted_db"] if peak else math.log10(row["predicted"])
-                dots["knee" if row["knee"] else str(at)] = (row["costs"][cost], height)
-        save_scatter(self.folder.path / "frontier.png", dots, AXES.get(cost, cost), up, named=("knee",))
+                dots["knee" if row["knee"] else str(at)] = (row["costs"][cost[0]], height)
+        save_scatter(self.folder.path / "frontier.png", dots, AXES.get(cost[0], cost[0]), up, named=("knee",))
         return rows
 
     def _addressed(self, bitmap: BitMap, name: str) -> BitMap:

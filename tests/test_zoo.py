@@ -51,19 +51,17 @@ OTHER, LABEL = {"sneaker": "boot", "boot": "sneaker"}, {"sneaker": 7, "boot": 9}
 @pytest.mark.parametrize("name", OTHER)
 def test_translations_are_taken_for_the_other_domain(name, shoes):
     real, made = shoes
-    head, target = classifier().head, OTHER[name]
-    reference = Reference.load(WEIGHTS / f"fashion_mnist_{target}_features.safetensors").features
-    assert torch.allclose(fashion_features(real[target]), reference, atol=1e-4)
-    found = fashion_features(made[name])
-    with torch.no_grad():
-        before, after = (
-            (head(features).argmax(1) == LABEL[target]).double().mean()
-            for features in (fashion_features(real[name]), found)
-        )
+    target = OTHER[name]
+    sources, wanted = (
+        Reference.load(WEIGHTS / f"fashion_mnist_{domain}_features.safetensors").features for domain in (name, target)
+    )
+    assert torch.allclose(fashion_features(real[target][:50]), wanted[:50], atol=1e-4)
+    found, head = fashion_features(made[name]), classifier().head
+    before, after = ((head(few).argmax(1) == LABEL[target]).double().mean() for few in (sources, found))
     assert before < 0.1
     assert after > 0.85
-    apart = frechet_distance(moments(fashion_features(real[name])), moments(reference))
-    assert frechet_distance(moments(found), moments(reference)) < apart / 20
+    apart = frechet_distance(moments(sources), moments(wanted))
+    assert frechet_distance(moments(found), moments(wanted)) < apart / 20
 
 
 @pytest.mark.parametrize("name", OTHER)

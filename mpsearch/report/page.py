@@ -134,9 +134,9 @@ def _worst(quality: QualityReport) -> str:
     assert quality.worst_mse is not None
     return (
         f"Paired PSNR, dB: {_interval(quality.worst_psnr_db, 2)}, n = {quality.worst_mse.n}; "
-        f"{_interval(quality.psnr_db, 2)} on held-back inputs. Gradient ascent moved as many held-back inputs to where this map "
-        "does worst: latents of a normal distribution on the shell of their norm, uniform ones within their range, pictures by "
-        "8 levels of 255 at most."
+        f"{_interval(quality.psnr_db, 2)} on held-back inputs. Gradient ascent moved as many held-back inputs to where "
+        "this map does worst: latents of a normal distribution on the shell of their norm, uniform ones within their "
+        "range, pictures by 8 levels of 255 at most."
     )
 
 

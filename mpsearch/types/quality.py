@@ -66,7 +66,7 @@ class QualityReport:
         reference: what the distances are to.
         reference_n: samples behind the reference.
         maps: ``found`` and the baselines of a search, each on both sets of inputs; empty for a map that was given.
-        worst_mse: paired mean squared error on inputs that were moved to where the map does worst; None if not asked for.
+        worst_mse: paired mean squared error on inputs moved to where the map does worst; None if not asked for.
         worst_psnr_db: its PSNR.
     """
 
