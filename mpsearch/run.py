@@ -167,18 +167,29 @@ class Run:
         if refiner is None or not (refiner.everywhere or offset == 0):
             return self._drawn(count, offset)
         if (count, offset) not in self._refined:
-            generator = torch.Generator().manual_seed(self.config.seed + offset)
             drawn = self._drawn(count * refiner.pool, offset)
-
-            @cache
-            def refined() -> list[Tensor]:
-                return joined(refiner(self.model, drawn, count, generator))
-
-            keep = self.folder.parts("inputs", fingerprint(self._identity, count, offset))
-            name = PURPOSES.get(offset, str(offset))
-            columns = [keep(f"{name} {at}", partial(lambda at: refined()[at], at)) for at in range(len(drawn[0]))]
-            self._refined[count, offset] = batched(columns, self.config.samples.batch)
+            name, portions = PURPOSES.get(offset, str(offset)), [[batch] for batch in drawn]
+            if not refiner.everywhere:
+                portions = [drawn]
+            found = []
+            for number, portion in enumerate(portions):
+                seed = self.config.seed + offset + number
+                wanted = len(portion[0][0]) if refiner.everywhere else count
+                found.append(self._portion(f"{name} {count} {number}", refiner, portion, wanted, seed))
+                self.progress(f"{name} inputs", number + 1, len(portions))
+            self._refined[count, offset] = batched(joined(found), self.config.samples.batch)
         return self._refined[count, offset]
+
+    def _portion(self, name: str, refiner: Refiner, drawn: Batches, count: int, seed: int) -> tuple[Tensor, ...]:
+        """The columns of ``count`` refined samples, made once."""
+        keep = self.folder.parts("inputs", fingerprint(self._identity))
+        generator = torch.Generator().manual_seed(seed)
+
+        @cache
+        def columns() -> list[Tensor]:
+            return joined(refiner(self.model, drawn, count, generator))
+
+        return tuple(keep(f"{name} {at}", partial(lambda at: columns()[at], at)) for at in range(len(drawn[0])))
 
     def _drawn(self, count: int, offset: int) -> Batches:
         """Sources without end are asked with other seeds; a fixed stock of samples is divided."""

@@ -24,6 +24,7 @@ from mpsearch.inputs import (
     Normal,
     Shell,
     Statistics,
+    Trajectory,
     Uniform,
     draw,
     regions_of,
@@ -207,6 +208,29 @@ def test_classes_stay_balanced_in_a_chosen_set(count):
     assert all(rows[tuple(z.tolist())] == label for z, label in zip(*chosen, strict=True)), "a latent keeps its class"
 
 
+class Halving:
+    """A sampler of three steps."""
+
+    def trajectory(self, noise):
+        return [(noise / 2**step, 900 - step) for step in range(3)]
+
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.conv(x) / t[:, None, None, None]
+
+
+def test_every_timestep_of_a_trajectory_keeps_its_share():
+    pool = draw([Trajectory(Halving(), (1, 8, 8))], 60, 8, 0)
+    _, times = joined(Cluster(pool=5)(Step(), pool, 12, torch.Generator().manual_seed(0)))
+    assert times.unique(return_counts=True)[1].tolist() == [4, 4, 4]
+    assert regions_of([Trajectory(Halving(), (1, 8, 8)), Normal((2,))]) == [None, None, Shell()]
+
+
 def test_few_clusters_get_samples_in_proportion_to_their_sizes():
     """Three clouds of 60, 30 and 10 per cent."""
     shift = torch.tensor([0.0] * 120 + [40.0] * 60 + [90.0] * 20)
@@ -307,6 +331,14 @@ def test_one_step_on_the_shell_by_hand():
     torch.testing.assert_close(radial, x)  # straight outwards: there is nothing to gain on the shell
     tangent = Shell().step(x, x, torch.tensor([[-4.0, 3.0]]) + x, 1.0)
     torch.testing.assert_close(tangent, torch.tensor([[-1.0, 7.0]]) * 5 / 50**0.5)
+
+
+def test_nothing_moves_where_there_is_nothing_to_gain(translator):
+    zeros = torch.zeros(2, 3)
+    assert torch.equal(Shell().step(zeros, zeros, torch.zeros(2, 3), 0.5), zeros)
+    assert Shell().step(zeros, zeros, torch.ones(2, 3), 0.5).abs().max() < 1e-15
+    ((x,),) = mpsearch.worst_case(translator, {}, noise(4), 3)
+    assert torch.equal(x, noise(4)[0][0]), "a map that changes nothing"
 
 
 def test_where_an_argument_may_go_follows_from_its_source():

@@ -32,7 +32,7 @@ class Refiner(Protocol):
 
     @property
     def everywhere(self) -> bool:
-        """Whether all sets of a run are refined, or the calibration inputs only."""
+        """Whether all sets of a run are refined, a batch at a time, or the calibration inputs only, all at once."""
         ...
 
     @property

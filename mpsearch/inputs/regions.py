@@ -54,6 +54,6 @@ def regions_of(sources: Sequence[Any]) -> list[Region | None]:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Length of every sample, shaped to broadcast; never 0."""
+    """Length of every sample, shaped to broadcast; its square is never 0."""
     lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return lengths.clamp_min(1e-30).view(-1, *[1] * (x.ndim - 1))
+    return lengths.clamp_min(torch.finfo(x.dtype).tiny ** 0.5).view(-1, *[1] * (x.ndim - 1))
