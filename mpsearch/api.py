@@ -21,6 +21,8 @@ from mpsearch.cost import Latency, cost_models
 from mpsearch.errors import CalibrationError, ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
 from mpsearch.features import extract, pooled_pixels
+from mpsearch.inputs import Adversarial, Region, Shell
+from mpsearch.inputs.columns import batched, joined
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
@@ -518,6 +520,59 @@ def validate(
         own=target.own,
         warnings=(warning,) if warning else (),
     )
+
+
+def worst_case(
+    model: nn.Module,
+    bitmap: Mapping[str, Format | str],
+    batches: Iterable[Any],
+    steps: int = 16,
+    seed: int = 0,
+    regions: Sequence[Region | None] | None = None,
+) -> list[tuple[Any, ...]]:
+    """Inputs that the map hurts most, by gradient ascent from ``batches`` within the prior (ZAQ, CVPR 2021).
+
+    Args:
+        model: the float generator; left as it was.
+        bitmap: layer name → format, with activation ranges (a map without them gets ranges fitted on ``batches``).
+        batches: inputs of the prior, where the ascent starts.
+        steps: of the ascent.
+        seed: of inner noise; the ascent draws nothing.
+        regions: where each argument may go: :class:`mpsearch.inputs.Shell` keeps the norm of every sample,
+            ``Box(low, high)`` the range, None the argument. By default every floating-point tensor of two dimensions or
+            more stays on its shell, as normal latents do.
+
+    Returns:
+        As many batches of as many samples, none of them with a smaller error than where it started.
+    """
+    inputs = Calibration.of(batches, device_of(model), seed)
+    if regions is None:
+        regions = [Shell() if isinstance(arg, Tensor) and arg.ndim > 1 else None for arg in inputs.batches[0]]
+    bank = WeightBank(model)
+    bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
+    return list(Adversarial(steps)(model, bitmap, bank, inputs, regions).batches)
+
+
+def with_worst(
+    quality: QualityReport,
+    model: nn.Module,
+    bitmap: BitMap,
+    batches: Sequence[Any],
+    count: int,
+    regions: Sequence[Region | None],
+    seed: int = 0,
+) -> QualityReport:
+    """The report with the paired error on the worst inputs that an ascent from ``count`` of ``batches`` finds."""
+    held, bank = Calibration.of(batches, device_of(model), seed), WeightBank(model)
+    bitmap = with_ranges(model, bitmap, held, bank)
+    near = batched([column[:count] for column in joined(held.batches)], len(held.batches[0][0]))
+    inputs = Calibration(tuple(near), seed)
+    found = Adversarial()(model, bitmap, bank, inputs, regions)
+    before = _images(model, found, at_once, "worst float pairs")
+    with applied(model, bitmap, bank):
+        after = _images(model, found, at_once, "worst quantized pairs")
+    mse, psnr, _ = paired_quality(before, after, seed=seed)
+    return replace(quality, worst_mse=mse, worst_psnr_db=psnr)
 
 
 def beside(

@@ -1,13 +1,13 @@
 """Copy trained weights into the package, with reference features and one model card each.
 
-``python -m training.package`` reads the work folders of all configs, or of the named ones: ``python -m training.package
-cyclegan``. Every figure in a card is measured here.
+``python -m training.package [name …]`` reads the work folders of the named configs, of all by default. Every figure in a
+card is measured here.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.features import frechet_distance, moments
+from mpsearch.layers import find_layers
 from mpsearch.quality import Reference, distances
 from mpsearch.report import save_grid
 from mpsearch.zoo.classifier import FashionClassifier
-from mpsearch.zoo.embedded import DIRECTIONS, WEIGHTS, classifier, cyclegan, sagan
+from mpsearch.zoo.diffusion import WEIGHTS_FILE
+from mpsearch.zoo.embedded import DIFFUSION, DIRECTIONS, WEIGHTS, classifier, cyclegan, diffusion, diffusion_step, sagan
 from mpsearch.zoo.sagan import LATENT
 from training import cyclegan as cycle
 from training.classifier import accuracy
@@ -43,10 +45,21 @@ def features_of(model: FashionClassifier, images: Tensor) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def generate(seed: int) -> Tensor:
-    model = sagan()
-    latents = torch.randn(SAMPLES, LATENT, generator=torch.Generator().manual_seed(seed))
+def generate(model: nn.Module, shape: tuple[int, ...] = (LATENT,), seed: int = 1) -> Tensor:
+    """What a generator draws from latents ``(SAMPLES, *shape)``."""
+    latents = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed))
     return torch.cat([model(batch) for batch in latents.split(200)])
+
+
+def figures(images: Tensor) -> str:
+    """Lines of a card: distances to the real test images, and the share of every class."""
+    features, classes = features_of(classifier(), images)
+    fd, kid = distances(features, Reference.load(WEIGHTS / "fashion_mnist_test_features.safetensors"))
+    shares = torch.bincount(classes, minlength=10).double() / len(classes)
+    coverage = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASSES, shares.tolist(), strict=True))
+    return f"""- Fréchet distance to the 10,000 real test images, 64 features of the shipped classifier, n = {len(images):,}:
+  {fd.value:.3f} [{fd.low:.3f}, {fd.high:.3f}]; kernel distance x1000 {kid.value * 1000:.2f} (n = {kid.n}).
+- Classes among {len(images):,} samples, by the shipped classifier: {coverage}."""
 
 
 def facts_of(path: Path) -> dict[str, str]:
@@ -85,13 +98,9 @@ def package_classifier(config: dict[str, Any]) -> None:
 
 def package_sagan(config: dict[str, Any]) -> None:
     shutil.copy(Path(config["work"]) / "generator.safetensors", WEIGHTS / "sagan.safetensors")
-    images = generate(seed=1)
-    features, classes = features_of(classifier(), images)
-    fd, kid = distances(features, Reference.load(WEIGHTS / "fashion_mnist_test_features.safetensors"))
-    shares = torch.bincount(classes, minlength=10).double() / len(classes)
+    images = generate(sagan())
     facts = facts_of(WEIGHTS / "sagan.safetensors")
     save_grid(WEIGHTS / "sagan.png", {"samples of the embedded generator, not selected": images[:16]})
-    coverage = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASSES, shares.tolist(), strict=True))
     card = f"""# Self-Attention GAN, 32x32 grey
 
 - Use: the embedded default of mpsearch. Latents (N, 64) from N(0, 1) to images (N, 1, 32, 32) in [-1, 1].
@@ -99,9 +108,7 @@ def package_sagan(config: dict[str, Any]) -> None:
   al., ICML 2019); 15 quantizable layers, {sum(p.numel() for p in sagan().parameters()):,} weights.
 - Data: {DATA}.
 - Licence of the weights: Apache-2.0, as the project.
-- Fréchet distance to the 10,000 real test images, 64 features of the shipped classifier, n = {SAMPLES:,}:
-  {fd.value:.3f} [{fd.low:.3f}, {fd.high:.3f}]; kernel distance x1000 {kid.value * 1000:.2f} (n = {kid.n}).
-- Classes among {SAMPLES:,} samples, by the shipped classifier: {coverage}.
+{figures(images)}
 - Training: `python -m training.sagan configs/training/sagan.yaml`, seed {config["seed"]}, {facts["step"]} steps of batch
   {config["batch"]}, {facts["seconds"]} s on two shared CPU cores; exponential moving average, batch statistics
   re-measured.
@@ -199,19 +206,52 @@ FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TOR
 CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
+
+def package_diffusion(config: dict[str, Any]) -> None:
+    shutil.copytree(Path(config["work"]) / "pipeline", DIFFUSION, dirs_exist_ok=True)
+    model = diffusion()
+    images = generate(model, (1, 32, 32))
+    facts = facts_of(DIFFUSION / "unet" / WEIGHTS_FILE)
+    save_grid(WEIGHTS / "diffusion.png", {"samples of the generator, not selected": images[:16]})
+    layers = find_layers(diffusion_step(), (images[:1], torch.zeros(1, dtype=torch.int64)))
+    card = f"""# Diffusion U-Net, 32x32 grey
+
+- Use: `mpsearch.zoo.diffusion()` is the whole sampler, noise (N, 1, 32, 32) from N(0, 1) to images of that shape in
+  [-1, 1]; `mpsearch.zoo.diffusion_step()` is one call of the U-Net. The folder `diffusion` is a diffusers pipeline.
+- Architecture: diffusers' UNet2DModel with timestep embedding, attention at 8x8 and concatenated skips;
+  {len(layers)} quantizable layers, {sum(p.numel() for p in model.parameters()):,} weights, {sum(layer.macs for layer in layers) / 1e6:.1f} million MACs a call. Velocity prediction on a
+  cosine schedule of 1000 steps (Salimans, Ho, ICLR 2022), sampled by {len(model.timesteps)} steps of DDIM with eta 0 (Song, Meng, Ermon,
+  ICLR 2021).
+- Data: {DATA}.
+- Licence of the weights: Apache-2.0, as the project.
+{figures(images)}
+- Training: `python -m training.diffusion configs/training/diffusion.yaml`, seed {config["seed"]}, {facts["step"]} steps of
+  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; exponential moving average.
+
+![samples](diffusion.png)
+"""
+    (WEIGHTS / "diffusion.md").write_text(card)
+
+
 PACKAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "classifier": package_classifier,
     "sagan": package_sagan,
     "cyclegan": package_cyclegan,
+    "diffusion": package_diffusion,
 }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(PACKAGES)}; all by default")
+    names = parser.parse_args().names or list(PACKAGES)
+    if odd := set(names) - set(PACKAGES):
+        parser.error(f"unknown: {', '.join(sorted(odd))}; there are {', '.join(PACKAGES)}")
     WEIGHTS.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or PACKAGES:
+    for name in names:
         PACKAGES[name](yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
-    for path in sorted(WEIGHTS.iterdir()):
-        print(f"{path.name}: {path.stat().st_size:,} bytes")
+    for path in sorted(path for path in WEIGHTS.rglob("*") if path.is_file()):
+        print(f"{path.relative_to(WEIGHTS)}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Reuse:
                 self._store(key, known)
                 return known.clone()  # what follows may write into it
             found = forward(*args, **kwargs)
-            if isinstance(found, Tensor):
+            if isinstance(found, Tensor) and len(used) < len(formats):  # after the last layer no other map is the same
                 self._store(key, found)
             return found
 

@@ -27,6 +27,7 @@ def page(title: str, layers: Layers, table: Table, solution: Solution, quality: 
         "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
         *(["## On inputs that the search did not see\n\n" + _unseen(quality)] if quality.maps else []),
         "## Pictures, on held-back inputs\n\n" + _quality(quality),
+        *(["## Pictures, on the worst inputs\n\n" + _worst(quality)] if quality.worst_mse else []),
         "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
     ]
     return "\n\n".join(parts) + "\n"
@@ -171,6 +172,16 @@ def notes(quality: QualityReport) -> str:
     elif not quality.own:
         said.append("The reference has no training half: whether the generator is nearer to it is not known.")
     return " ".join(said)
+
+
+def _worst(quality: QualityReport) -> str:
+    assert quality.worst_mse is not None
+    return (
+        f"Paired PSNR, dB: {_interval(quality.worst_psnr_db, 2)}, n = {quality.worst_mse.n}; "
+        f"{_interval(quality.psnr_db, 2)} on held-back inputs. Gradient ascent moved as many held-back inputs to where "
+        "this map does worst: latents of a normal distribution on the shell of their norm, uniform ones within their "
+        "range, pictures by 8 levels of 255 at most."
+    )
 
 
 def _layers(layers: Layers, table: Table, solution: Solution) -> str:

@@ -100,6 +100,8 @@ class QualityReport:
         own: the reference is the float generator's own samples.
         warnings: what of this is less than was asked for.
         maps: ``found`` and the baselines of a search, each on both sets of inputs; empty for a map that was given.
+        worst_mse: paired mean squared error on inputs moved to where the map does worst; None if not asked for.
+        worst_psnr_db: its PSNR.
     """
 
     mse: Interval
@@ -116,6 +118,8 @@ class QualityReport:
     own: bool
     warnings: tuple[str, ...] = ()
     maps: Mapping[str, Paired] = field(default_factory=dict)
+    worst_mse: Interval | None = None
+    worst_psnr_db: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

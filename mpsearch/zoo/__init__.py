@@ -1,6 +1,15 @@
 """Generators and feature networks: the embedded ones, published ones, and how a user's own are found."""
 
-from mpsearch.zoo.embedded import WEIGHTS, classifier, cyclegan, fashion_features, reference_path, sagan
+from mpsearch.zoo.embedded import (
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    diffusion,
+    diffusion_step,
+    fashion_features,
+    reference_path,
+    sagan,
+)
 from mpsearch.zoo.image_features import EfficientNetFeatures
 from mpsearch.zoo.inception import InceptionFeatures
 from mpsearch.zoo.loading import is_published, load_generator, resolve
@@ -15,6 +24,8 @@ __all__ = [
     "Note",
     "classifier",
     "cyclegan",
+    "diffusion",
+    "diffusion_step",
     "fashion_features",
     "fetch_published",
     "is_published",
