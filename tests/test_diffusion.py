@@ -17,7 +17,7 @@ from mpsearch.quant.activations import activation_ranges
 from mpsearch.run import Run
 from mpsearch.sensitivity import OnePass, Perturbation
 from mpsearch.types import BitMap, parse_formats
-from mpsearch.zoo import WEIGHTS, diffusion, diffusion_step, load_generator
+from mpsearch.zoo import WEIGHTS, classifier, diffusion, diffusion_step, fashion_features, load_generator
 from mpsearch.zoo.diffusion import Denoiser, Sampler, load_unet
 
 SCHEDULE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
@@ -194,8 +194,11 @@ import torch
 def unet(seed=3):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=2)
+        return UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=2,
+        )
 
 def step():
     return Denoiser(unet())
@@ -244,3 +247,26 @@ def test_single_steps_are_searched_on_the_trajectories_of_their_sampler(tmp_path
 def test_samplers_that_are_none(tmp_path, sampler, message):
     with pytest.raises(UsageError, match=message):
         Run(config_of(tmp_path, sampler), tmp_path / "out").inputs(4, 0)
+
+
+def test_the_shipped_folder_is_a_pipeline_of_diffusers():
+    pipeline = DDIMPipeline.from_pretrained(WEIGHTS / "diffusion")
+    sampler, step, noise = diffusion(steps=3), diffusion_step(), noise_of(2, size=32)
+    pipeline.scheduler.set_timesteps(3)
+    x = noise
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            prediction = pipeline.unet(x, t).sample
+            torch.testing.assert_close(step(x, t.expand(2)), prediction)
+            x = pipeline.scheduler.step(prediction, int(t), x, eta=0.0).prev_sample
+        torch.testing.assert_close(sampler(noise), x.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_shipped_sampler_draws_clothes():
+    """A hundred images: recognised with confidence, most classes among them."""
+    with torch.no_grad():
+        images = diffusion()(noise_of(100, size=32))
+        shares = classifier().head(fashion_features(images)).softmax(1)
+    assert images.abs().max() <= 1
+    assert len(shares.argmax(1).unique()) >= 8
+    assert shares.max(1).values.median() > 0.9
