@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.allocation import at_hand
 from mpsearch import api
+from mpsearch.budgets import cost_of
 from mpsearch.config import load_config
 from mpsearch.run import Run
 from mpsearch.types import BitMap, Format, Interval, Layers
@@ -50,12 +51,12 @@ def _family(run: Run) -> list[dict[str, str]]:
         found = api.search(table, run.layers, [f"bits<={bits}"], solvers, run.subject)
         maps[label := f"searched, {bits} bits"] = found.bitmap
         seconds[label] = shared + time.perf_counter() - start
-    whole, full = (api.cost_of(cost, BitMap({}), run.layers) for cost in ("size", "bops"))
+    whole, full = (cost_of(cost, BitMap({}), run.layers) for cost in ("size", "bops"))
     rows = []
     for label, bitmap in maps.items():
         quality = run.validate(run.subject.with_ranges(bitmap), f"quality-{len(rows)}")
         fd = quality.figures["fd"]
-        size, bops = (api.cost_of(cost, bitmap, run.layers) for cost in ("size", "bops"))
+        size, bops = (cost_of(cost, bitmap, run.layers) for cost in ("size", "bops"))
         if not rows:
             rows.append(
                 {

@@ -15,8 +15,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mpsearch import api, targets
+from mpsearch import api, targets, validation
 from mpsearch.artifact import write_bytes, write_json
+from mpsearch.budgets import check_budgets, cost_of, parse_budgets
 from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
@@ -257,7 +258,7 @@ class Run:
             return Reference.load(self._found(path))
         samples = self.config.samples
         key = fingerprint(self._identity, samples.distances, self.config.judge.model_dump(mode="json"))
-        found = api.featurise(
+        found = validation.featurise(
             self.model,
             self._calibration(samples.distances, REFERENCE),
             self.features,
@@ -336,8 +337,8 @@ class Run:
             solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
         solvers = api.with_seed(solvers, config.seed)
         goal = config.target and Target.parse(config.target)
-        budgets = () if goal and not config.budgets else api.parse_budgets(config.budgets, self.costs)
-        api.check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
+        budgets = () if goal and not config.budgets else parse_budgets(config.budgets, self.costs)
+        check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
         asked: list[Any] = [config.budgets, config.effort, str(solvers), config.groups, str(self.costs.get("latency"))]
         if goal:
             targets.check_cost(config.cost, self.costs)
@@ -383,16 +384,16 @@ class Run:
 
         def measure() -> QualityReport:
             many, seed = self.inputs(samples.distances, DISTANCES), self.config.seed
-            quality = api.validate(
+            quality = validation.validate(
                 self.model, bitmap, held, self.features, self.reference, many, seed, self.progress, parts
             )
             if samples.adversarial:
                 regions = regions_of(self._sources)
-                quality = api.with_worst(quality, self.model, bitmap, held, samples.adversarial, regions, seed)
+                quality = validation.with_worst(quality, self.model, bitmap, held, samples.adversarial, regions, seed)
             if found is None:
                 return quality
             others = {name: self.subject.with_ranges(entry.bitmap) for name, entry in found.baselines.items()}
-            maps = api.beside(self.model, found, others, quality, held, seed, parts)
+            maps = validation.beside(self.model, found, others, quality, held, seed, parts)
             error = found.error and gap_db(found.error.value, found.error.stderr, quality.mse)
             return replace(quality, maps=maps, gap={"error_db": error, **quality.gap} if error else quality.gap)
 
@@ -412,7 +413,7 @@ class Run:
         for name, given in maps.items():
             bitmap = self._addressed(given, name)
             quality = self.validate(bitmap, f"quality-{name}")
-            costs = {cost: api.cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
+            costs = {cost: cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
             rows[name] = {"costs": costs, "quality": quality.to_json()}
         for cost in self.costs:
             if any(math.isnan(row["costs"][cost]) for row in rows.values()):  # nobody measured a format of some map
@@ -437,8 +438,8 @@ class Run:
         for name in cost:
             lookup("cost", self.costs, name)
         if budgets:
-            asked = api.parse_budgets(budgets, self.costs)
-            api.check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
+            asked = parse_budgets(budgets, self.costs)
+            check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
         table = self.sensitivity
         found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
         peak = span(self.subject.reference) if table.measure == "mse" else 0.0

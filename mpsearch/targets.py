@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch import api
+from mpsearch.budgets import check_budgets, cost_of, limit_of, parse_budgets
 from mpsearch.calibration import Progress, silent
 from mpsearch.cost import Latency, cost_models
 from mpsearch.errors import CalibrationError, ModelError, UsageError
@@ -94,7 +95,7 @@ def smallest(
     check_cost(cost, costs)
     rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together}
     subject = api.make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
-    api.check_budgets(subject.layers, choices, limits, costs)
+    check_budgets(subject.layers, choices, limits, costs)
     judge = judge_of(goal, subject, features, reference)
     if isinstance(estimator, str):
         (estimator,) = api.with_seed([make("estimator", ESTIMATORS, estimator)], seed)
@@ -109,7 +110,7 @@ def parse(target: str | Target) -> Target:
 def _budgets(budgets: Iterable[str | Budget], costs: Mapping[str, CostModel]) -> tuple[Budget, ...]:
     """The budgets, or none."""
     several = (budgets,) if isinstance(budgets, (str, Budget)) else tuple(budgets)
-    return api.parse_budgets(several, costs) if several else ()
+    return parse_budgets(several, costs) if several else ()
 
 
 def check_cost(cost: str, costs: Mapping[str, CostModel]) -> None:
@@ -135,8 +136,8 @@ def meet(
     costs = cost_models() if costs is None else costs
     check_cost(cost, costs)
     limits = _budgets(budgets, costs)
-    free = api.limit_of(Budget(cost, math.inf), layers, table.formats, costs)
-    concrete = [api.limit_of(budget, layers, table.formats, costs) for budget in limits]
+    free = limit_of(Budget(cost, math.inf), layers, table.formats, costs)
+    concrete = [limit_of(budget, layers, table.formats, costs) for budget in limits]
     problem = problem_of(table, layers, [*concrete, free], subject.error)
     problem = replace(problem, slopes=partial(api.first_order, subject, problem))
     subject.asked = set()
@@ -149,7 +150,7 @@ def meet(
     long = partial(answer, solvers) if solvers else quick
     free = replace(free, costs=merged(free.costs, layers))
     solution = Bisect()(problem, free, target, judge, quick, long)
-    spent = {name: api.cost_of(name, solution.bitmap, layers, costs) for name in solution.costs}
+    spent = {name: cost_of(name, solution.bitmap, layers, costs) for name in solution.costs}
     known = [name for name, value in spent.items() if not math.isnan(value)]  # nobody measures single channels
     baselines = {
         name: replace(entry, costs={cost: entry.costs[cost] for cost in known})

@@ -15,7 +15,8 @@ from torch import nn
 
 import mpsearch
 from mpsearch import ArtifactError, BitMap, CalibrationError, InfeasibleBudget, ModelError, Solution, Target, UsageError
-from mpsearch.api import cost_of, make_subject
+from mpsearch.api import make_subject
+from mpsearch.budgets import cost_of
 from mpsearch.features import frechet_distance, moments, pooled_pixels, principal_axes
 from mpsearch.quality import Reference, paired_quality
 from mpsearch.search import Bisect, solve
@@ -381,7 +382,12 @@ def test_run_with_a_target_writes_it_down_and_a_second_run_measures_nothing(deep
         raise AssertionError("measured twice")
 
     before = {p: p.read_bytes() for p in (deep / "out").glob("*.json")}
-    for name in ("subject.paired_errors", "sensitivity.one_pass.pull_back", "api.featurise", "api.paired_quality"):
+    for name in (
+        "subject.paired_errors",
+        "sensitivity.one_pass.pull_back",
+        "validation.featurise",
+        "validation.paired_quality",
+    ):
         monkeypatch.setattr(f"mpsearch.{name}", fail)
     assert call(*command)[0] == 0
     assert before == {p: p.read_bytes() for p in (deep / "out").glob("*.json")}

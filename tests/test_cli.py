@@ -92,7 +92,7 @@ def test_run_writes_every_artefact_and_a_second_run_measures_nothing(project, mo
     before = {p: p.read_bytes() for p in out.glob("*.json")}
     monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
     monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
-    monkeypatch.setattr("mpsearch.api.featurise", fail)
+    monkeypatch.setattr("mpsearch.validation.featurise", fail)
     assert call("run", "small.yaml", "--out", "out", "--budget", "bits<=3")[0] == 0
     assert before == {p: p.read_bytes() for p in out.glob("*.json")}
 
