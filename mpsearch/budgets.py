@@ -12,19 +12,8 @@ from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.protocols import CostModel
 from mpsearch.registry import lookup
-from mpsearch.search import (
-    merged,
-    problem_of,
-)
-from mpsearch.types import (
-    FLOAT,
-    Budget,
-    Format,
-    Layers,
-    Limit,
-    Problem,
-    Table,
-)
+from mpsearch.search import merged, problem_of
+from mpsearch.types import FLOAT, Budget, Format, Layers, Limit, Problem, Table
 
 
 def parse_budgets(

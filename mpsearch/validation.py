@@ -21,14 +21,7 @@ from mpsearch.protocols import FeatureNet
 from mpsearch.quality import Reference, feature_distance, figures, paired_floor, paired_quality
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
-from mpsearch.types import (
-    BitMap,
-    Format,
-    Paired,
-    QualityReport,
-    Solution,
-    decibels,
-)
+from mpsearch.types import BitMap, Format, Paired, QualityReport, Solution, decibels
 
 
 def validate(
