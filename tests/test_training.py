@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training import classifier, data, sagan
+from training import classifier, data, sagan, stylegan2
 
 SAGAN = {
     "seed": 0,
@@ -17,6 +17,17 @@ SAGAN = {
     "generator_lr": 1e-4,
     "discriminator_lr": 4e-4,
     "betas": [0.0, 0.9],
+    "ema": 0.9,
+    "checkpoint_every": 2,
+}
+STYLEGAN2 = {
+    "seed": 0,
+    "batch": 4,
+    "generator_lr": 2e-3,
+    "discriminator_lr": 2e-3,
+    "betas": [0.0, 0.99],
+    "penalty": 0.05,
+    "penalty_every": 3,
     "ema": 0.9,
     "checkpoint_every": 2,
 }
@@ -39,12 +50,13 @@ def images(tmp_path, monkeypatch):
 
 def run(train, config, work, **steps):
     train({**config, "work": str(work), **steps})
-    name = "generator" if train is sagan.train else "classifier"
+    name = "classifier" if train is classifier.train else "generator"
     return load_file(work / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("train", "config", "unit"), [(sagan.train, SAGAN, "steps"), (classifier.train, CLASSIFIER, "epochs")]
+    ("train", "config", "unit"),
+    [(sagan.train, SAGAN, "steps"), (stylegan2.train, STYLEGAN2, "steps"), (classifier.train, CLASSIFIER, "epochs")],
 )
 def test_a_killed_training_continues_exactly(train, config, unit, tmp_path, monkeypatch):
     whole = run(train, config, tmp_path / "whole", **{unit: 4 if unit == "steps" else 2})
@@ -85,8 +97,7 @@ def test_missing_data_is_one_line(tmp_path, monkeypatch):
         data.fashion_mnist("train")
 
 
-@pytest.mark.parametrize("name", ["sagan", "classifier"])
-def test_the_shipped_training_configs_are_complete(name):
+@pytest.mark.parametrize(("name", "wanted"), [("sagan", SAGAN), ("stylegan2", STYLEGAN2), ("classifier", CLASSIFIER)])
+def test_the_shipped_training_configs_are_complete(name, wanted):
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())
-    wanted = SAGAN if name == "sagan" else CLASSIFIER
     assert set(wanted) <= set(config)

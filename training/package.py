@@ -1,11 +1,14 @@
 """Copy trained weights into the package, with reference features and one model card each.
 
-``python -m training.package`` reads the work folders of both configs. Every figure in a card is measured here.
+``python -m training.package [name …]`` reads the work folders of the named configs, of all by default. Every figure in a
+card is measured here.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,13 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.features import frechet_distance, moments
 from mpsearch.quality import Reference, distances
 from mpsearch.report import save_grid
 from mpsearch.zoo.classifier import FashionClassifier
-from mpsearch.zoo.embedded import WEIGHTS, classifier, sagan
+from mpsearch.zoo.embedded import WEIGHTS, classifier, sagan, stylegan2
 from mpsearch.zoo.sagan import LATENT
 from training.classifier import accuracy
 from training.data import CLASSES, fashion_mnist
@@ -38,10 +41,21 @@ def features_of(model: FashionClassifier, images: Tensor) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def generate(seed: int) -> Tensor:
-    model = sagan()
+def generate(model: nn.Module, seed: int = 1) -> Tensor:
+    """What a generator draws from latents ``(SAMPLES, 64)``."""
     latents = torch.randn(SAMPLES, LATENT, generator=torch.Generator().manual_seed(seed))
     return torch.cat([model(batch) for batch in latents.split(200)])
+
+
+def figures(images: Tensor) -> str:
+    """Lines of a card: distances to the real test images, and the share of every class."""
+    features, classes = features_of(classifier(), images)
+    fd, kid = distances(features, Reference.load(WEIGHTS / "fashion_mnist_test_features.safetensors"))
+    shares = torch.bincount(classes, minlength=10).double() / len(classes)
+    coverage = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASSES, shares.tolist(), strict=True))
+    return f"""- Fréchet distance to the 10,000 real test images, 64 features of the shipped classifier, n = {len(images):,}:
+  {fd.value:.3f} [{fd.low:.3f}, {fd.high:.3f}]; kernel distance x1000 {kid.value * 1000:.2f} (n = {kid.n}).
+- Classes among {len(images):,} samples, by the shipped classifier: {coverage}."""
 
 
 def facts_of(path: Path) -> dict[str, str]:
@@ -79,13 +93,9 @@ def package_classifier(config: dict[str, Any]) -> None:
 
 def package_sagan(config: dict[str, Any]) -> None:
     shutil.copy(Path(config["work"]) / "generator.safetensors", WEIGHTS / "sagan.safetensors")
-    images = generate(seed=1)
-    features, classes = features_of(classifier(), images)
-    fd, kid = distances(features, Reference.load(WEIGHTS / "fashion_mnist_test_features.safetensors"))
-    shares = torch.bincount(classes, minlength=10).double() / len(classes)
+    images = generate(sagan())
     facts = facts_of(WEIGHTS / "sagan.safetensors")
     save_grid(WEIGHTS / "sagan.png", {"samples of the embedded generator, not selected": images[:16]})
-    coverage = ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASSES, shares.tolist(), strict=True))
     card = f"""# Self-Attention GAN, 32x32 grey
 
 - Use: the embedded default of mpsearch. Latents (N, 64) from N(0, 1) to images (N, 1, 32, 32) in [-1, 1].
@@ -93,9 +103,7 @@ def package_sagan(config: dict[str, Any]) -> None:
   al., ICML 2019); 15 quantizable layers, {sum(p.numel() for p in sagan().parameters()):,} weights.
 - Data: {DATA}.
 - Licence of the weights: Apache-2.0, as the project.
-- Fréchet distance to the 10,000 real test images, 64 features of the shipped classifier, n = {SAMPLES:,}:
-  {fd.value:.3f} [{fd.low:.3f}, {fd.high:.3f}]; kernel distance x1000 {kid.value * 1000:.2f} (n = {kid.n}).
-- Classes among {SAMPLES:,} samples, by the shipped classifier: {coverage}.
+{figures(images)}
 - Training: `python -m training.sagan configs/training/sagan.yaml`, seed {config["seed"]}, {facts["step"]} steps of batch
   {config["batch"]}, {facts["seconds"]} s on two shared CPU cores; exponential moving average, batch statistics
   re-measured.
@@ -105,10 +113,48 @@ def package_sagan(config: dict[str, Any]) -> None:
     (WEIGHTS / "sagan.md").write_text(card)
 
 
+def package_stylegan2(config: dict[str, Any]) -> None:
+    shutil.copy(Path(config["work"]) / "generator.safetensors", WEIGHTS / "stylegan2.safetensors")
+    model = stylegan2()
+    images = generate(model)
+    facts = facts_of(WEIGHTS / "stylegan2.safetensors")
+    save_grid(WEIGHTS / "stylegan2.png", {"samples of the generator, not selected": images[:16]})
+    card = f"""# StyleGAN2-type generator, 32x32 grey
+
+- Use: `mpsearch.zoo.stylegan2()`. Latents z (N, 64) from N(0, 1) to images (N, 1, 32, 32) in [-1, 1];
+  `stylegan2(space="w")` starts behind the mapping network.
+- Architecture: mapping network, modulated and demodulated convolutions, bilinear upsampling, noise inputs (fixed in
+  evaluation mode), skips to grey (Karras et al., CVPR 2020), a last tanh; 26 quantizable layers,
+  {sum(p.numel() for p in model.parameters()):,} weights. Styles scale input channels and demodulation output channels, so that every
+  convolution has one static weight.
+- Data: {DATA}.
+- Licence of the weights: Apache-2.0, as the project.
+{figures(images)}
+- Training: `python -m training.stylegan2 configs/training/stylegan2.yaml`, seed {config["seed"]}, {facts["step"]} steps of
+  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; non-saturating loss, lazy R1, exponential
+  moving average.
+
+![samples](stylegan2.png)
+"""
+    (WEIGHTS / "stylegan2.md").write_text(card)
+
+
+PACKAGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "classifier": package_classifier,
+    "sagan": package_sagan,
+    "stylegan2": package_stylegan2,
+}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(PACKAGES)}; all by default")
+    names = parser.parse_args().names or list(PACKAGES)
+    if odd := set(names) - set(PACKAGES):
+        parser.error(f"unknown: {', '.join(sorted(odd))}; there are {', '.join(PACKAGES)}")
     WEIGHTS.mkdir(exist_ok=True)
-    package_classifier(yaml.safe_load((CONFIGS / "classifier.yaml").read_text()))
-    package_sagan(yaml.safe_load((CONFIGS / "sagan.yaml").read_text()))
+    for name in names:
+        PACKAGES[name](yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
     for path in sorted(WEIGHTS.iterdir()):
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 

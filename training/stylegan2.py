@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Discriminator(nn.Module):
     def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
         super().__init__()
         self.from_grey = nn.Conv2d(1, widths[0], 1)
-        self.body = nn.Sequential(*(DownBlock(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)))
+        self.body = nn.Sequential(*(DownBlock(*pair) for pair in pairwise(widths)))
         self.conv = nn.Conv2d(widths[3] + 1, widths[3], 3, padding=1)
         self.dense = nn.Linear(widths[3] * 4 * 4, widths[3])
         self.score = nn.Linear(widths[3], 1)

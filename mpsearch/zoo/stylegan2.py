@@ -1,7 +1,8 @@
 """StyleGAN2 generator for 32x32 grey images, its convolutions in the form in which weights can be quantized.
 
 Karras, Laine, Aittala, Hellsten, Lehtinen, Aila, "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020
-(https://arxiv.org/abs/1912.04958): mapping network, modulated and demodulated convolutions, noise inputs, skips to grey.
+(https://arxiv.org/abs/1912.04958): mapping network, modulated and demodulated convolutions, noise inputs, a skip to
+grey at every size.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class ModulatedConv(nn.Module):
         y: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear") if self.up else x)
         if not self.demodulate:
             return y
-        power = style.square() @ self.conv.weight.square().sum((2, 3)).T  # N outputs
+        power: Tensor = style.square() @ self.conv.weight.square().sum((2, 3)).T  # N outputs
         return y * (power + 1e-8).rsqrt()[:, :, None, None]
 
 
@@ -91,7 +92,8 @@ class ToGrey(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        return self.modulated(x, w) + self.bias[:, None, None]
+        image: Tensor = self.modulated(x, w)
+        return image + self.bias[:, None, None]
 
 
 class Block(nn.Module):
@@ -109,7 +111,7 @@ class Block(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles w ``(N, 64)`` to images ``(N, 1, 32, 32)``, in [-1, 1] but for a small overshoot."""
+    """Styles w ``(N, 64)`` to images ``(N, 1, 32, 32)`` in [-1, 1]."""
 
     def __init__(self, widths: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -124,13 +126,13 @@ class Synthesis(nn.Module):
         image: Tensor = self.to_grey(x, w)
         for block in self.blocks:
             x, image = block(x, image, w)
-        return image
+        return torch.tanh(image)
 
 
 class StyleGAN2Generator(nn.Module):
-    """Latents z ``(N, 64)`` from N(0, 1) to images ``(N, 1, 32, 32)``; ``synthesis`` starts from w.
+    """Latents z ``(N, 64)`` from N(0, 1) to images ``(N, 1, 32, 32)`` in [-1, 1]; ``synthesis`` starts from w.
 
-    In evaluation mode a function of z alone. Images lie in [-1, 1] but for a small overshoot: there is no last tanh.
+    In evaluation mode a function of z alone. Unlike the paper's it ends in a tanh: most of these pixels are black.
     """
 
     def __init__(self, widths: tuple[int, int, int, int] = (128, 96, 64, 32)) -> None:
