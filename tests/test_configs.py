@@ -23,7 +23,7 @@ SHORT = {
 
 
 def test_the_promised_configs_are_there():
-    assert {"sagan", "dcgan-faces", "srvgg-x4", "upconv7-x2", "terrain-unet"} <= set(NAMES)
+    assert {"sagan", "stylegan2", "dcgan-faces", "srvgg-x4", "upconv7-x2", "terrain-unet"} <= set(NAMES)
 
 
 def test_the_default_is_the_embedded_generator_spelled_out():

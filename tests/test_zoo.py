@@ -6,18 +6,18 @@ from torch import nn
 from mpsearch import ArtifactError, ModelError, UsageError
 from mpsearch.features import frechet_distance, moments
 from mpsearch.quality import Reference
-from mpsearch.zoo import WEIGHTS, classifier, fashion_features, load_generator, reference_path, sagan
+from mpsearch.zoo import WEIGHTS, classifier, fashion_features, load_generator, reference_path, sagan, stylegan2
 
 
-@pytest.fixture(scope="module")
-def features():
+@pytest.fixture(scope="module", params=[sagan, stylegan2], ids=lambda factory: factory.__name__)
+def features(request):
     latents = torch.randn(2000, 64, generator=torch.Generator().manual_seed(4))
-    model = sagan()
+    model = request.param()
     with torch.no_grad():
         return torch.cat([fashion_features(model(batch)) for batch in latents.split(200)])
 
 
-def test_the_embedded_generator_draws_all_ten_classes(features):
+def test_an_embedded_generator_draws_all_ten_classes(features):
     classes = classifier().head(features).argmax(1)
     shares = torch.bincount(classes, minlength=10) / len(classes)
     assert (shares >= 0.03).all(), shares
@@ -36,11 +36,11 @@ def test_its_distance_to_real_images_is_that_of_a_trained_generator(features):
 def test_what_ships_is_small_and_documented():
     files = {path.name: path.stat().st_size for path in WEIGHTS.iterdir()}
     assert sum(files.values()) <= 12e6
-    for name in ("sagan", "classifier"):
+    for name in ("sagan", "stylegan2", "classifier"):
         card = (WEIGHTS / f"{name}.md").read_text()
-        for word in ("Data:", "Licence", "seed", "steps" if name == "sagan" else "epochs", " s on", f"{name}.png"):
+        for word in ("Data:", "Licence", "seed", "epochs" if name == "classifier" else "steps", " s on", f"{name}.png"):
             assert word in card, (name, word)
-    assert "Fréchet distance" in (WEIGHTS / "sagan.md").read_text()
+        assert name == "classifier" or ("Fréchet distance" in card and "Classes among" in card)
     assert float((WEIGHTS / "classifier.md").read_text().split("10,000 test images: ")[1][:6]) >= 0.91
 
 

@@ -18,22 +18,35 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpsearch.zoo.stylegan2 import LATENT, StyleGAN2Generator, activate, fresh
+from mpsearch.zoo.stylegan2 import LATENT, StyleGAN2Generator, fresh
 from training import checkpoint, options
 from training.data import fashion_mnist
 from training.sagan import average, grid
 
 
+def leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)
+
+
+def conv(inputs: int, outputs: int, size: int = 3, gain: float = math.sqrt(2)) -> nn.Conv2d:
+    """The gain of the leaky relu that follows is in the weights, not in the activations: one pass over them less."""
+    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
+    fresh(layer, gain)
+    return layer
+
+
 class DownBlock(nn.Module):
+    """Residual block that halves height and width; both branches begin with half the variance."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.conv1 = conv(inputs, inputs)
+        self.conv2 = conv(inputs, outputs, gain=1.0)
+        self.skip = conv(inputs, outputs, size=1, gain=math.sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = activate(self.conv2(F.avg_pool2d(activate(self.conv1(x)), 2)))
-        return (h + self.skip(F.avg_pool2d(x, 2))) * math.sqrt(0.5)
+        h = leaky(self.conv2(F.avg_pool2d(leaky(self.conv1(x)), 2)))
+        return h + self.skip(F.avg_pool2d(x, 2))
 
 
 def with_deviation(x: Tensor, group: int = 4) -> Tensor:
@@ -47,21 +60,20 @@ def with_deviation(x: Tensor, group: int = 4) -> Tensor:
 class Discriminator(nn.Module):
     """Images ``(N, 1, 32, 32)`` to one score each."""
 
-    def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
+    def __init__(self, widths: tuple[int, int, int, int] = (24, 48, 96, 128)) -> None:
         super().__init__()
-        self.from_grey = nn.Conv2d(1, widths[0], 1)
+        self.from_grey = conv(1, widths[0], size=1)
         self.body = nn.Sequential(*(DownBlock(*pair) for pair in pairwise(widths)))
-        self.conv = nn.Conv2d(widths[3] + 1, widths[3], 3, padding=1)
+        self.conv = conv(widths[3] + 1, widths[3])
         self.dense = nn.Linear(widths[3] * 4 * 4, widths[3])
         self.score = nn.Linear(widths[3], 1)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                fresh(module)
+        fresh(self.dense, gain=math.sqrt(2))
+        fresh(self.score)
 
     def forward(self, images: Tensor) -> Tensor:
-        h = self.body(activate(self.from_grey(images)))
-        h = activate(self.conv(with_deviation(h)))
-        return self.score(activate(self.dense(h.flatten(1))))
+        h = self.body(leaky(self.from_grey(images)))
+        h = leaky(self.conv(with_deviation(h)))
+        return self.score(leaky(self.dense(h.flatten(1))))
 
 
 def equalized(model: nn.Module, rate: float, slow: float = 0.01) -> list[dict[str, Any]]:

@@ -21,9 +21,9 @@ def activate(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2).mul(math.sqrt(2))  # the gain keeps the variance of the next layer's input
 
 
-def fresh(layer: nn.Linear | nn.Conv2d) -> None:
-    """Weights N(0, 1 / fan-in), biases zero: what an equalised learning rate computes with at the start."""
-    nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+def fresh(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> None:
+    """Weights N(0, gain² / fan-in), biases zero: what an equalised learning rate computes with at the start."""
+    nn.init.normal_(layer.weight, std=gain * layer.weight[0].numel() ** -0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
@@ -135,7 +135,7 @@ class StyleGAN2Generator(nn.Module):
     In evaluation mode a function of z alone. Unlike the paper's it ends in a tanh: most of these pixels are black.
     """
 
-    def __init__(self, widths: tuple[int, int, int, int] = (128, 96, 64, 32)) -> None:
+    def __init__(self, widths: tuple[int, int, int, int] = (128, 96, 48, 24)) -> None:
         super().__init__()
         self.mapping: nn.Module = Mapping()
         self.synthesis = Synthesis(widths)
