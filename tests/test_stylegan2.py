@@ -114,10 +114,10 @@ def test_layers_of_the_shipped_generator():
     assert 300_000 <= layers.numel <= 600_000
     assert not [key for layer in layers for key in layer.state_keys if key != layer.name], "weights are plain"
     up = layers["synthesis.blocks.2.first.modulated.conv.weight"]
-    assert up.shape == (32, 64, 3, 3)
-    assert up.macs == 32 * 64 * 9 * 32 * 32
-    assert up.act_elements == 64 * 32 * 32, "what the convolution reads: scaled by the style, and upsampled"
-    assert layers["synthesis.blocks.2.to_grey.modulated.style.weight"].macs == 64 * 32
+    assert up.shape == (24, 48, 3, 3)
+    assert up.macs == 24 * 48 * 9 * 32 * 32
+    assert up.act_elements == 48 * 32 * 32, "what the convolution reads: scaled by the style, and upsampled"
+    assert layers["synthesis.blocks.2.to_grey.modulated.style.weight"].macs == 64 * 24
 
 
 def test_activations_are_rounded_as_the_convolution_reads_them(model):
