@@ -41,7 +41,8 @@ def textbook(conv, x, w):
     return y.reshape(n, -1, height, width)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+# In float64 what is left is the 1e-8 that keeps channels of zeros finite, beside powers of another size.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-7)])
 @pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize(("kernel", "demodulate"), [(3, True), (1, True), (1, False)])
 def test_the_form_with_static_weights_is_the_textbook_form(dtype, tolerance, up, kernel, demodulate):
@@ -56,10 +57,22 @@ def test_the_form_with_static_weights_is_the_textbook_form(dtype, tolerance, up,
         assert (conv(x, w) - conv(x, 9 * w)).abs().max() > 0.1, "the style has no effect"
 
 
+def test_what_a_convolution_reads_does_not_depend_on_the_size_of_the_style(model):
+    conv, seen = model.synthesis.blocks[0].second.modulated, []
+    conv.conv.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    x, w = torch.randn(6, 12, 8, 8, generator=torch.Generator().manual_seed(2)), model.mapping(Z)
+    first = conv(x, w)
+    for parameter in conv.style.parameters():
+        parameter.data.mul_(50)
+    torch.testing.assert_close(conv(x, w), first)
+    torch.testing.assert_close(seen[1], seen[0])
+    assert seen[0].abs().max() <= x.abs().max()
+
+
 def test_the_whole_generator_is_the_textbook_one(model, monkeypatch):
     found = model.double()(Z.double())
     monkeypatch.setattr(ModulatedConv, "forward", textbook)
-    torch.testing.assert_close(found, model(Z.double()), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found, model(Z.double()), rtol=1e-6, atol=1e-6)
 
 
 def test_demodulation_is_that_of_the_quantized_weights(model):

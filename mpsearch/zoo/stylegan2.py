@@ -46,7 +46,9 @@ class ModulatedConv(nn.Module):
     """A convolution whose weights are scaled by a style, a sample each, without a weight for each sample.
 
     A style scales input channels, demodulation scales output channels, and scaling a channel of the weights is scaling
-    that channel of the image. So the convolution between the two has one static weight: ``conv.weight``.
+    that channel of the image. So the convolution between the two has one static weight: ``conv.weight``. Demodulation
+    divides by the size of the style; its largest entry is made 1 beforehand, which changes nothing but lets the
+    convolution read numbers of one range whatever the style is.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, demodulate: bool = True, up: bool = False) -> None:
@@ -58,6 +60,8 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)  # N inputs
+        if self.demodulate:
+            style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)
         x = x * style[:, :, None, None]
         y: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear") if self.up else x)
         if not self.demodulate:
