@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,18 @@ def quantize_activation(x: Tensor, grid: ActivationRange) -> Tensor:
     """Round ``x`` to the grid; any shape, same dtype."""
     rounded = torch.fake_quantize_per_tensor_affine(x.float(), grid.scale, grid.zero_point, 0, grid.top)
     return rounded.to(x.dtype)
+
+
+def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
+    """``quantize_activation(x, grid) − x`` on every grid in float32, ``(grids, elements of x)``."""
+
+    def column(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float32, device=x.device)[:, None]
+
+    flat, scale = x.detach().float().reshape(1, -1), column(grid.scale for grid in grids)
+    low, high = column(-grid.zero_point for grid in grids), column(grid.top - grid.zero_point for grid in grids)
+    codes = torch.mul(flat, 1 / scale).round_()
+    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(flat)
 
 
 def activation_ranges(
