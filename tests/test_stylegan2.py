@@ -57,14 +57,17 @@ def test_the_form_with_static_weights_is_the_textbook_form(dtype, tolerance, up,
         assert (conv(x, w) - conv(x, 9 * w)).abs().max() > 0.1, "the style has no effect"
 
 
-def test_what_a_convolution_reads_does_not_depend_on_the_size_of_the_style(model):
-    conv, seen = model.synthesis.blocks[0].second.modulated, []
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_what_a_convolution_reads_does_not_depend_on_the_size_of_the_style(demodulate):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        conv, seen = ModulatedConv(10, 7, demodulate=demodulate), []
+        x, w = torch.randn(5, 10, 6, 6), torch.randn(5, 64)
     conv.conv.register_forward_hook(lambda module, args, output: seen.append(args[0]))
-    x, w = torch.randn(6, 12, 8, 8, generator=torch.Generator().manual_seed(2)), model.mapping(Z)
     first = conv(x, w)
     for parameter in conv.style.parameters():
         parameter.data.mul_(50)
-    torch.testing.assert_close(conv(x, w), first)
+    torch.testing.assert_close(conv(x, w), first if demodulate else 50 * first)
     torch.testing.assert_close(seen[1], seen[0])
     assert seen[0].abs().max() <= x.abs().max()
 
@@ -91,7 +94,10 @@ def test_in_evaluation_mode_it_is_a_function_of_z(model):
     first = model(Z)
     torch.testing.assert_close(torch.cat([model(z) for z in Z.split(1)]), first, rtol=1e-5, atol=1e-5)
     assert torch.equal(model(Z), first)
-    assert not torch.equal(model.train()(Z), model(Z)), "training draws noise"
+    assert first.abs().max() == 1
+    drawn = model.train()(Z)
+    assert not torch.equal(drawn, model(Z)), "training draws noise"
+    assert drawn.abs().max() > 1, "a gradient is needed outside too"
 
 
 @torch.no_grad()

@@ -124,7 +124,7 @@ def package_stylegan2(config: dict[str, Any]) -> None:
 - Use: `mpsearch.zoo.stylegan2()`. Latents z (N, 64) from N(0, 1) to images (N, 1, 32, 32) in [-1, 1];
   `stylegan2(space="w")` starts behind the mapping network.
 - Architecture: mapping network, modulated and demodulated convolutions, bilinear upsampling, noise inputs (fixed in
-  evaluation mode), skips to grey (Karras et al., CVPR 2020), a last tanh; 26 quantizable layers,
+  evaluation mode), skips to grey (Karras et al., CVPR 2020); 26 quantizable layers,
   {sum(p.numel() for p in model.parameters()):,} weights. Styles scale input channels and demodulation output channels, so that every
   convolution has one static weight.
 - Data: {DATA}.

@@ -46,9 +46,9 @@ class ModulatedConv(nn.Module):
     """A convolution whose weights are scaled by a style, a sample each, without a weight for each sample.
 
     A style scales input channels, demodulation scales output channels, and scaling a channel of the weights is scaling
-    that channel of the image. So the convolution between the two has one static weight: ``conv.weight``. Demodulation
-    divides by the size of the style; its largest entry is made 1 beforehand, which changes nothing but lets the
-    convolution read numbers of one range whatever the style is.
+    that channel of the image. So the convolution between the two has one static weight: ``conv.weight``. The size of
+    the style, its largest entry, acts behind it, where demodulation cancels it: what the convolution reads has one
+    range whatever the style is.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, demodulate: bool = True, up: bool = False) -> None:
@@ -60,12 +60,12 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w)  # N inputs
-        if self.demodulate:
-            style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)
+        size: Tensor = style.abs().amax(1, keepdim=True).clamp_min(1e-8)  # N 1
+        style = style / size
         x = x * style[:, :, None, None]
         y: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear") if self.up else x)
         if not self.demodulate:
-            return y
+            return y * size[:, :, None, None]
         power: Tensor = style.square() @ self.conv.weight.square().sum((2, 3)).T  # N outputs
         return y * (power + 1e-8).rsqrt()[:, :, None, None]
 
@@ -115,7 +115,10 @@ class Block(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles w ``(N, 64)`` to images ``(N, 1, 32, 32)`` in [-1, 1]."""
+    """Styles w ``(N, 64)`` to images ``(N, 1, 32, 32)``, cut to [-1, 1] in evaluation mode.
+
+    A tanh at the end would let features and scores grow without bound, to where 8 bits no longer hold them.
+    """
 
     def __init__(self, widths: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -130,13 +133,13 @@ class Synthesis(nn.Module):
         image: Tensor = self.to_grey(x, w)
         for block in self.blocks:
             x, image = block(x, image, w)
-        return torch.tanh(image)
+        return image if self.training else image.clamp(-1, 1)
 
 
 class StyleGAN2Generator(nn.Module):
     """Latents z ``(N, 64)`` from N(0, 1) to images ``(N, 1, 32, 32)`` in [-1, 1]; ``synthesis`` starts from w.
 
-    In evaluation mode a function of z alone. Unlike the paper's it ends in a tanh: most of these pixels are black.
+    In evaluation mode a function of z alone.
     """
 
     def __init__(self, widths: tuple[int, int, int, int] = (128, 96, 48, 24)) -> None:
