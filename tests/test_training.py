@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training import classifier, data, sagan, stylegan2
+from training import classifier, cyclegan, data, sagan, stylegan2
 
 SAGAN = {
     "seed": 0,
@@ -31,6 +31,17 @@ STYLEGAN2 = {
     "ema": 0.9,
     "checkpoint_every": 2,
 }
+CYCLEGAN = {
+    "seed": 0,
+    "batch": 4,
+    "learning_rate": 2e-4,
+    "betas": [0.5, 0.999],
+    "cycle": 10.0,
+    "identity": 5.0,
+    "ema": 0.9,
+    "bfloat16": True,
+    "checkpoint_every": 2,
+}
 CLASSIFIER = {"seed": 0, "batch": 16, "learning_rate": 1e-3, "weight_decay": 1e-4}
 
 
@@ -44,19 +55,26 @@ def images(tmp_path, monkeypatch):
                 stream.write(bytes(header) + rng.integers(0, top, shape, np.uint8).tobytes())
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     monkeypatch.setattr(sagan, "settle", lambda ema, seed: ema.eval())
+    monkeypatch.setattr(cyclegan, "BUFFER", 6)
     with torch.random.fork_rng():
         yield
 
 
 def run(train, config, work, **steps):
     train({**config, "work": str(work), **steps})
-    name = "classifier" if train is classifier.train else "generator"
-    return load_file(work / f"{name}.safetensors")
+    files = sorted(work.glob("*.safetensors"))
+    assert files
+    return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize(
     ("train", "config", "unit"),
-    [(sagan.train, SAGAN, "steps"), (stylegan2.train, STYLEGAN2, "steps"), (classifier.train, CLASSIFIER, "epochs")],
+    [
+        (sagan.train, SAGAN, "steps"),
+        (stylegan2.train, STYLEGAN2, "steps"),
+        (cyclegan.train, CYCLEGAN, "steps"),
+        (classifier.train, CLASSIFIER, "epochs"),
+    ],
 )
 def test_a_killed_training_continues_exactly(train, config, unit, tmp_path, monkeypatch):
     whole = run(train, config, tmp_path / "whole", **{unit: 4 if unit == "steps" else 2})
@@ -97,7 +115,25 @@ def test_missing_data_is_one_line(tmp_path, monkeypatch):
         data.fashion_mnist("train")
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("sagan", SAGAN), ("stylegan2", STYLEGAN2), ("classifier", CLASSIFIER)])
+def test_the_buffer_of_fakes_keeps_its_size_and_shows_old_ones():
+    torch.manual_seed(0)
+    fakes = torch.arange(40.0).reshape(10, 4, 1, 1, 1)
+    kept, seen = torch.empty(0, 1, 1, 1), []
+    for fresh in fakes:
+        before = kept
+        kept, shown = cyclegan.recall(kept, fresh)
+        seen.append(shown.flatten())
+        old, new = set(before.flatten().tolist()), set(fresh.flatten().tolist())
+        assert set(shown.flatten().tolist()) <= old | new
+        assert len(kept) == min(6, len(before) + 4)
+    assert torch.equal(seen[0], fakes[0].flatten())  # nothing to swap with yet
+    stale = (torch.stack(seen) != fakes.reshape(10, 4))[2:].double().mean().item()
+    assert 0.25 < stale < 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("sagan", SAGAN), ("stylegan2", STYLEGAN2), ("cyclegan", CYCLEGAN), ("classifier", CLASSIFIER)]
+)
 def test_the_shipped_training_configs_are_complete(name, wanted):
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())
-    assert set(wanted) <= set(config)
+    assert {*wanted, "epochs" if name == "classifier" else "steps", "work"} == set(config)

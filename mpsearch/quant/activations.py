@@ -121,15 +121,10 @@ class _Tap:
 
 
 def _fit(values: Tensor, low: float, high: float, bits: int) -> ActivationRange:
-    best, least = ActivationRange(_single(low), _single(high), bits), float("inf")
-    for step in range(SHRINKS):
-        share = 1 - step / SHRINKS
-        # The two ends shrink together; one-sided data has only one end.
-        grid = ActivationRange(_single(low * share), _single(high * share), bits)
-        error = (quantize_activation(values, grid) - values).double().square().mean().item()
-        if error < least:
-            best, least = grid, error
-    return best
+    # The two ends shrink together; one-sided data has only one end.
+    shares = [1 - step / SHRINKS for step in range(SHRINKS)]
+    grids = [ActivationRange(_single(low * share), _single(high * share), bits) for share in shares]
+    return min(grids, key=lambda grid: activation_errors(values, [grid]).square_().sum().item())
 
 
 def _single(value: float) -> float:

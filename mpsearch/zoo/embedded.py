@@ -1,4 +1,4 @@
-"""What ships inside the package: generators, and the classifier that judges them."""
+"""What ships inside the package: trained generators, and the classifier that judges them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
 from mpsearch.zoo.classifier import FashionClassifier
+from mpsearch.zoo.cyclegan import CycleGANGenerator
 from mpsearch.zoo.loading import load_weights
 from mpsearch.zoo.sagan import SAGANGenerator
 from mpsearch.zoo.stylegan2 import StyleGAN2Generator
 
 WEIGHTS = Path(__file__).parent / "weights"
+DIRECTIONS = ("sneaker2boot", "boot2sneaker")
 
 
 def sagan() -> SAGANGenerator:
@@ -38,6 +40,15 @@ def stylegan2(space: Literal["z", "w"] = "z") -> StyleGAN2Generator:
     load_weights(model, WEIGHTS / "stylegan2.safetensors")
     if space == "w":
         model.mapping = nn.Identity()
+    return model.eval()
+
+
+def cyclegan(direction: str = "sneaker2boot") -> CycleGANGenerator:
+    """The trained translator of sneakers to ankle boots, or ``boot2sneaker``; ``weights/cyclegan.md`` is its card."""
+    if direction not in DIRECTIONS:
+        raise UsageError(f"no direction {direction!r}; there are {' and '.join(DIRECTIONS)}")
+    model = CycleGANGenerator()
+    load_weights(model, WEIGHTS / f"cyclegan_{direction}.safetensors")
     return model.eval()
 
 
