@@ -28,6 +28,7 @@ STYLEGAN2 = {
     "betas": [0.0, 0.99],
     "penalty": 0.05,
     "penalty_every": 3,
+    "cut_from": 3,
     "ema": 0.9,
     "checkpoint_every": 2,
 }

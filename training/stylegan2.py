@@ -124,6 +124,8 @@ def train(config: dict[str, Any]) -> None:
         real = real.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             fake = generator(torch.randn(batch, LATENT))  # both players' losses are on these images
+            if step >= config["cut_from"]:  # as in evaluation mode: real black is exactly -1
+                fake = fake.clamp(-1, 1)
             loss_d = F.softplus(-judge(real).float()).mean() + F.softplus(judge(fake.detach()).float()).mean()
         optim_d.zero_grad()
         loss_d.backward()
