@@ -26,7 +26,7 @@ STYLEGAN2 = {
     "generator_lr": 2e-3,
     "discriminator_lr": 2e-3,
     "betas": [0.0, 0.99],
-    "penalty": 0.05,
+    "penalty": {0: 0.05, 3: 0.01},
     "penalty_every": 3,
     "cut_from": 3,
     "ema": 0.9,

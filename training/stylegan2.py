@@ -99,6 +99,11 @@ def gradient_penalty(judge: nn.Module, real: Tensor) -> Tensor:
     return gradient.square().sum((1, 2, 3)).mean()
 
 
+def weight_at(schedule: dict[int, float], step: int) -> float:
+    """The value of the latest entry: ``{0: 0.05, 3600: 0.01}`` is 0.05 for 3,600 steps, then 0.01."""
+    return schedule[max(start for start in schedule if start <= step)]
+
+
 def train(config: dict[str, Any]) -> None:
     work = Path(config["work"])
     torch.manual_seed(config["seed"])
@@ -130,7 +135,7 @@ def train(config: dict[str, Any]) -> None:
         optim_d.zero_grad()
         loss_d.backward()
         if step % every == 0:
-            (config["penalty"] / 2 * every * gradient_penalty(judge, real)).backward()
+            (weight_at(config["penalty"], step) / 2 * every * gradient_penalty(judge, real)).backward()
         optim_d.step()
         with torch.autocast("cpu", torch.bfloat16):
             judge.requires_grad_(False)
