@@ -54,10 +54,16 @@ def _family(run: Run) -> list[dict[str, str]]:
     rows = []
     for label, bitmap in maps.items():
         quality = run.validate(run.subject.with_ranges(bitmap), f"quality-{len(rows)}")
+        fd = quality.figures["fd"]
         size, bops = (api.cost_of(cost, bitmap, run.layers) for cost in ("size", "bops"))
         if not rows:
             rows.append(
-                {"map": "float", "bytes": f"{whole:,.0f}", "BOPs": f"{full:.2e}", "FD": _text(quality.fd_float)}
+                {
+                    "map": "float",
+                    "bytes": f"{whole:,.0f}",
+                    "BOPs": f"{full:.2e}",
+                    "FD": _text(fd.float),
+                }
             )
         rows.append(
             {
@@ -65,9 +71,9 @@ def _family(run: Run) -> list[dict[str, str]]:
                 "bytes": f"{size:,.0f} ({size / whole:.1%})",
                 "BOPs": f"{bops:.2e} ({bops / full:.1%})",
                 "PSNR, dB": _text(quality.psnr_db, 1),
-                "FD": _text(quality.fd_quantized),
-                "FD - float": f"{quality.fd_quantized.value - quality.fd_float.value:+.3g}",
-                "inside": "yes" if quality.fd_quantized.value <= quality.fd_float.high else "no",
+                "FD": _text(fd.quantized),
+                "FD - float": f"{quality.figures['fd'].quantized.value - quality.figures['fd'].float.value:+.3g}",
+                "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
                 "s": f"{seconds[label]:.0f}" if label in seconds else "–",
             }
         )

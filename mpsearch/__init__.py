@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from mpsearch.api import allocate, estimate, export, frontier, search, validate
+from mpsearch.api import allocate, estimate, export, frontier, search, validate, worst_case
 from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
@@ -51,4 +51,5 @@ __all__ = [
     "smallest",
     "split",
     "validate",
+    "worst_case",
 ]

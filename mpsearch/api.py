@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -20,10 +21,12 @@ from mpsearch.cost import Latency, cost_models
 from mpsearch.errors import CalibrationError, ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
 from mpsearch.features import extract, pooled_pixels
+from mpsearch.inputs import Adversarial, Region, Shell
+from mpsearch.inputs.columns import batched, joined
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
-from mpsearch.quality import Reference, distances, paired_quality
+from mpsearch.quality import Reference, feature_distance, figures, paired_floor, paired_quality
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.registry import lookup, make
@@ -468,10 +471,13 @@ def validate(
         batches: held-back inputs for the paired PSNR and SSIM.
         features: feature network of the distances.
         reference: real features; without them, those of the float generator on ``batches``.
-        more: further held-back inputs for the distances; by default ``batches``.
+        more: further held-back inputs for the distances, also those between paired features; by default ``batches``.
         seed: of the bootstrap and of inner noise.
         progress: called with (what, done, total).
         keep: where finished batches of images and features are kept, see :class:`mpsearch.store.Parts`.
+
+    Warns:
+        UserWarning: fewer samples than feature dimensions, both numbers named; it is in the report too.
     """
     device = device_of(model)
     pairs = Calibration.of(batches, device, seed)
@@ -484,19 +490,89 @@ def validate(
         after = _images(model, pairs, keep, "quantized pairs")
         small_features = featurise(model, many, features, progress, "quantized images", keep)
     target = reference or Reference(
-        torch.cat([extract(features, images.to(device)) for images in before]), "float generator"
+        torch.cat([extract(features, images.to(device)) for images in before]),
+        "the float generator on the same inputs",
+        own=True,
     )
     if target.features.shape[1] != float_features.shape[1]:
         raise CalibrationError(
             f"the reference has {target.features.shape[1]} features, the network gives {float_features.shape[1]}"
         )
+    found, gap, warning = figures(float_features, small_features, target, seed=seed)
+    if warning:
+        warnings.warn(warning, stacklevel=2)
     mse, psnr, similarity = paired_quality(before, after, seed=seed)
-    fd_float, kid_float = distances(float_features, target, seed=seed)
-    fd_small, kid_small = distances(small_features, target, seed=seed)
+    moved, apart, share = feature_distance(float_features, small_features, seed=seed)
+    unlike = (*(paired_floor(before, seed=seed) or (None, None, None)), apart)
+    floors = zip(("mse", "psnr_db", "ssim", "feature_distance"), unlike, strict=True)
     return QualityReport(
-        mse, psnr, similarity, fd_float, fd_small, kid_float, kid_small,
-        getattr(features, "__name__", type(features).__name__), target.name, len(target.features),
-    )  # fmt: skip
+        mse=mse,
+        psnr_db=psnr,
+        ssim=similarity,
+        feature_distance=moved,
+        feature_share=share,
+        floors={name: floor for name, floor in floors if floor is not None},
+        figures=found,
+        gap=gap,
+        features=getattr(features, "__name__", type(features).__name__),
+        reference=target.name,
+        reference_n=len(target.features),
+        own=target.own,
+        warnings=(warning,) if warning else (),
+    )
+
+
+def worst_case(
+    model: nn.Module,
+    bitmap: Mapping[str, Format | str],
+    batches: Iterable[Any],
+    steps: int = 16,
+    seed: int = 0,
+    regions: Sequence[Region | None] | None = None,
+) -> list[tuple[Any, ...]]:
+    """Inputs that the map hurts most, by gradient ascent from ``batches`` within the prior (ZAQ, CVPR 2021).
+
+    Args:
+        model: the float generator; left as it was.
+        bitmap: layer name → format, with activation ranges (a map without them gets ranges fitted on ``batches``).
+        batches: inputs of the prior, where the ascent starts.
+        steps: of the ascent.
+        seed: of inner noise; the ascent draws nothing.
+        regions: where each argument may go: :class:`mpsearch.inputs.Shell` keeps the norm of every sample,
+            ``Box(low, high)`` the range, None the argument. By default every floating-point tensor of two dimensions or
+            more stays on its shell, as normal latents do.
+
+    Returns:
+        As many batches of as many samples, none of them with a smaller error than where it started.
+    """
+    inputs = Calibration.of(batches, device_of(model), seed)
+    if regions is None:
+        regions = [Shell() if isinstance(arg, Tensor) and arg.ndim > 1 else None for arg in inputs.batches[0]]
+    bank = WeightBank(model)
+    bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
+    return list(Adversarial(steps)(model, bitmap, bank, inputs, regions).batches)
+
+
+def with_worst(
+    quality: QualityReport,
+    model: nn.Module,
+    bitmap: BitMap,
+    batches: Sequence[Any],
+    count: int,
+    regions: Sequence[Region | None],
+    seed: int = 0,
+) -> QualityReport:
+    """The report with the paired error on the worst inputs that an ascent from ``count`` of ``batches`` finds."""
+    held, bank = Calibration.of(batches, device_of(model), seed), WeightBank(model)
+    bitmap = with_ranges(model, bitmap, held, bank)
+    near = batched([column[:count] for column in joined(held.batches)], len(held.batches[0][0]))
+    inputs = Calibration(tuple(near), seed)
+    found = Adversarial()(model, bitmap, bank, inputs, regions)
+    before = _images(model, found, at_once, "worst float pairs")
+    with applied(model, bitmap, bank):
+        after = _images(model, found, at_once, "worst quantized pairs")
+    mse, psnr, _ = paired_quality(before, after, seed=seed)
+    return replace(quality, worst_mse=mse, worst_psnr_db=psnr)
 
 
 def beside(

@@ -7,21 +7,23 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mpsearch import api, targets
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.calibration import Calibration, Progress, outputs, silent
-from mpsearch.config import RunConfig
+from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
-from mpsearch.inputs import SOURCES, Purpose, Shares, Source, Stock, draw
+from mpsearch.inputs import REFINERS, SOURCES, Batches, Purpose, Refiner, Shares, Source, Stock, draw, regions_of
+from mpsearch.inputs.columns import batched, joined
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
@@ -34,10 +36,12 @@ from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, parse_formats
+from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, gap_db, parse_formats
 from mpsearch.zoo import (
+    PUBLISHED,
     WEIGHTS,
     EfficientNetFeatures,
+    InceptionFeatures,
     Note,
     fashion_features,
     fetch_published,
@@ -49,7 +53,7 @@ from mpsearch.zoo import (
 )
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
-NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures}  # published: fetched by name
+NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures, "inception": InceptionFeatures}
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
 PURPOSES: Mapping[int, Purpose] = {
@@ -68,6 +72,7 @@ class Run:
         self.config = config
         self.progress = progress
         self.note = note  # told origin and licence of what is fetched
+        self._refined: dict[tuple[int, int], Batches] = {}  # (count, offset) → inputs that the generator had a say in
         self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
 
     @cached_property
@@ -80,14 +85,29 @@ class Run:
         return generator.to(pick_device(self.config.device))
 
     @cached_property
+    def _samplers(self) -> dict[int, nn.Module]:
+        """Number of an entry of ``inputs`` → the float sampler that it names, a factory or a mapping like ``model``."""
+        found = {}
+        for number, entry in enumerate(self.config.inputs):
+            if "sampler" in entry:
+                named = {"factory": entry["sampler"]} if isinstance(entry["sampler"], str) else entry["sampler"]
+                try:
+                    given = ModelConfig.model_validate(named)
+                except ValidationError as error:
+                    raise UsageError(f"inputs.{number}.sampler: {error.errors()[0]['msg']}") from None
+                found[number] = load_generator(given.factory, given.weights, given.options, self.config.base)
+        return found
+
+    @cached_property
     def _identity(self) -> str:
         """Of the generator and the calibration inputs: whatever changes it makes every measurement another one."""
         digest = hashlib.sha256()
-        for key, value in self.model.state_dict().items():
-            if isinstance(value, Tensor):
-                digest.update(
-                    key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
+        for model in (self.model, *self._samplers.values()):
+            for key, value in model.state_dict().items():
+                if isinstance(value, Tensor):
+                    digest.update(
+                        key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                    )
         for path in self._code():
             digest.update(path.read_bytes())  # the code of a generator is as much of it as its weights
         for source in self._sources:
@@ -95,12 +115,17 @@ class Run:
                 digest.update(source.rows(torch.arange(len(source))).numpy().tobytes())
         c = self.config
         samples = (c.samples.calibration, c.samples.batch)
-        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed)
+        refined: list[Any] = []
+        if c.refine is not None:
+            refined += [c.refine.model_dump(mode="json")]
+            refined += [c.judge.model_dump(mode="json")] if c.refine.name == "cluster" else []
+        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed, *refined)
 
     def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
         model = self.config.model
-        functions: list[Any] = [type(module).forward for module in self.model.modules()]
+        modules = [m for net in (self.model, *self._samplers.values()) for m in net.modules()]
+        functions: list[Any] = [type(module).forward for module in modules]
         if model.diffusers is None and not is_published(model.factory):
             build = resolve(model.factory, self.config.base)
             functions += [build, getattr(build, "__init__", None)]
@@ -119,6 +144,8 @@ class Run:
                 options["folder"] = str(self.config.base / folder)
             if isinstance(file := options.get("file"), str):
                 options["file"] = str(self._found(file))
+            if number in self._samplers:
+                options["sampler"] = self._samplers[number]
             sources.append(make("kind of input", SOURCES, kind, options))
         return sources
 
@@ -127,14 +154,51 @@ class Run:
         own = self.config.base / path
         return own if own.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
 
-    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
-        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart.
+    @cached_property
+    def _refiner(self) -> Refiner | None:
+        if (asked := self.config.refine) is None:
+            return None
+        options = dict(asked.options)
+        if asked.name == "cluster":
+            options["features"] = self.features
+        return make("refiner", REFINERS, asked.name, options)
 
-        Sources without end are asked with other seeds; a fixed stock of samples is divided.
-        """
+    def inputs(self, count: int, offset: int) -> Batches:
+        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
+        refiner = self._refiner
+        if refiner is None or not (refiner.everywhere or offset == 0):
+            return self._drawn(count, offset)
+        if (count, offset) not in self._refined:
+            drawn = self._drawn(count * refiner.pool, offset)
+            name, portions = PURPOSES.get(offset, str(offset)), [[batch] for batch in drawn]
+            if not refiner.everywhere:
+                portions = [drawn]
+            found = []
+            for number, portion in enumerate(portions):
+                seed = self.config.seed + offset + number
+                wanted = len(portion[0][0]) if refiner.everywhere else count
+                found.append(self._portion(f"{name} {count} {number}", refiner, portion, wanted, seed))
+                self.progress(f"{name} inputs", number + 1, len(portions))
+            self._refined[count, offset] = batched(joined(found), self.config.samples.batch)
+        return self._refined[count, offset]
+
+    def _portion(self, name: str, refiner: Refiner, drawn: Batches, count: int, seed: int) -> tuple[Tensor, ...]:
+        """The columns of ``count`` refined samples, made once."""
+        keep = self.folder.parts("inputs", fingerprint(self._identity))
+        generator = torch.Generator().manual_seed(seed)
+
+        @cache
+        def columns() -> list[Tensor]:
+            return joined(refiner(self.model, drawn, count, generator))
+
+        return tuple(keep(f"{name} {at}", partial(lambda at: columns()[at], at)) for at in range(len(drawn[0])))
+
+    def _drawn(self, count: int, offset: int) -> Batches:
+        """Sources without end are asked with other seeds; a fixed stock of samples is divided."""
         samples, seed = self.config.samples, self.config.seed
         compared = samples.distances if self.config.judge.reference is None else 0
-        shares = Shares(seed, samples.calibration, samples.heldback, samples.distances, compared)
+        pool = self._refiner.pool if self._refiner else 1
+        shares = Shares(seed, samples.calibration * pool, samples.heldback, samples.distances, compared)
         purpose = PURPOSES.get(offset)
         take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
         return draw(self._sources, count, samples.batch, seed + offset, take)
@@ -173,8 +237,11 @@ class Run:
     def features(self) -> FeatureNet:
         name, options = self.config.judge.features, self.config.judge.options
         if name in NETWORKS:
+            if "weights" in options:
+                options = {**options, "weights": str(self.config.base / str(options["weights"]))}
             network = make("feature network", NETWORKS, name, options)
-            fetch_published(name, self.note)
+            if name in PUBLISHED:
+                fetch_published(name, self.note)
             return network
         if ":" not in name:
             lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
@@ -198,7 +265,15 @@ class Run:
             "reference images",
             self.folder.parts("reference", key),
         )
-        return Reference(found, "other samples of the float generator")
+        return Reference(found, "other samples of the float generator", own=True)
+
+    @property
+    def _real(self) -> list[str]:
+        """What identifies the features of a file; none where the reference follows from the generator."""
+        if self.config.judge.reference is None:
+            return []
+        halves = (self.reference.features, self.reference.train)
+        return [digest(moments(features)) for features in halves if features is not None]
 
     def table(self, name: str) -> Table:
         """``sensitivity.json`` for the configured estimator, ``sensitivity-NAME.json`` for any other."""
@@ -296,10 +371,13 @@ class Run:
             samples.heldback,
             samples.distances,
             self.config.judge.model_dump(mode="json"),
+            *self._real,
         ]
         if found is not None:
             key += [found.error and found.error.value, found.peak]
             key += [[name, entry.to_json()] for name, entry in found.baselines.items()]
+        if samples.adversarial:
+            key += [samples.adversarial]
         held = self.inputs(samples.heldback, HELDBACK)
         parts = self.folder.parts(name, fingerprint(key))
 
@@ -308,13 +386,18 @@ class Run:
             quality = api.validate(
                 self.model, bitmap, held, self.features, self.reference, many, seed, self.progress, parts
             )
+            if samples.adversarial:
+                regions = regions_of(self._sources)
+                quality = api.with_worst(quality, self.model, bitmap, held, samples.adversarial, regions, seed)
             if found is None:
                 return quality
             others = {name: self.subject.with_ranges(entry.bitmap) for name, entry in found.baselines.items()}
-            return replace(quality, maps=api.beside(self.model, found, others, quality, held, seed, parts))
+            maps = api.beside(self.model, found, others, quality, held, seed, parts)
+            error = found.error and gap_db(found.error.value, found.error.stderr, quality.mse)
+            return replace(quality, maps=maps, gap={"error_db": error, **quality.gap} if error else quality.gap)
 
         report = self.folder.stage(
-            name, "mpsearch-quality/1", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
+            name, "mpsearch-quality/2", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
         )
         parts.clear()
         return report
@@ -335,7 +418,7 @@ class Run:
             if any(math.isnan(row["costs"][cost]) for row in rows.values()):  # nobody measured a format of some map
                 for row in rows.values():
                     del row["costs"][cost]
-        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/1", {"maps": rows})
+        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/2", {"maps": rows})
         points = {
             name: (row["costs"]["bits"], row["quality"]["psnr_db"]["value"])
             for name, row in rows.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from mpsearch import api
 from mpsearch.calibration import Progress, silent
 from mpsearch.cost import Latency, cost_models
 from mpsearch.errors import CalibrationError, ModelError, UsageError
-from mpsearch.features import extract, frechet_distance, moments, pooled_pixels
+from mpsearch.features import extract, frechet_to, moments, pooled_pixels, principal_axes
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
 from mpsearch.registry import lookup, make
@@ -178,15 +179,19 @@ def judge_of(
     goal = own if reference is None else reference.features
     if goal.shape[1] != own.shape[1]:
         raise CalibrationError(f"the reference has {goal.shape[1]} features, the network gives {own.shape[1]}")
-    wanted = moments(goal)
-    base = frechet_distance(moments(own), wanted)
+    axes, few = principal_axes(moments(goal), len(own))
+    if few:
+        warnings.warn(few, stacklevel=2)
+    distance = frechet_to(moments(goal).on(axes))
+    base = distance(moments(own).on(axes))
     about = hashlib.sha256(own.numpy().tobytes() + goal.numpy().tobytes()).hexdigest()[:16]
+    name = f"fd {about}" if axes is None else f"fd {about} on {axes.shape[1]} axes"
 
     def excess(bitmap: BitMap) -> float:
         def measure() -> list[float]:
-            return [frechet_distance(moments(_features(features, subject.images(bitmap))), wanted) - base]
+            return [distance(moments(_features(features, subject.images(bitmap))).on(axes)) - base]
 
-        return subject.recall(f"fd {about} {bitmap.key}", 1, measure)[0]
+        return subject.recall(f"{name} {bitmap.key}", 1, measure)[0]
 
     return excess
 

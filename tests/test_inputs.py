@@ -5,7 +5,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mpsearch import CalibrationError, UsageError
-from mpsearch.inputs import SOURCES, Constant, Images, Integers, Normal, Shares, Tensors, Uniform, draw
+from mpsearch.inputs import SOURCES, Constant, Images, Integers, Normal, Shares, Tensors, Trajectory, Uniform, draw
 
 
 @pytest.fixture
@@ -27,6 +27,13 @@ def stored(tmp_path):
     return tmp_path
 
 
+class Halving:
+    """A sampler of three steps."""
+
+    def trajectory(self, noise):
+        return [(noise / 2**step, 900 - step) for step in range(3)]
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_keeps_the_contract(name, pictures, stored):
     """A new source in the registry is tested here: count, determinism, finite values."""
@@ -34,14 +41,17 @@ def test_every_source_keeps_the_contract(name, pictures, stored):
         "normal": Normal((3, 2), 2.0), "uniform": Uniform((2,), -1.0, 1.0), "integers": Integers(4),
         "constant": Constant(80.0, (1,)), "images": Images(str(pictures), crop=32),
         "tensors": Tensors(str(stored / "all.npz"), "values"),
+        "trajectory": Trajectory(Halving(), (1, 2, 2)),
     }[name]  # fmt: skip
     assert isinstance(made, SOURCES[name])
-    first, second, other = (made(12, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert len(first) == 12
-    assert torch.equal(first, second)
-    assert torch.isfinite(first).all()
-    if name != "constant":
-        assert not torch.equal(first, other)
+    drawn = (made(12, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    columns = zip(*((found,) if isinstance(found, torch.Tensor) else found for found in drawn), strict=True)
+    for number, (first, second, other) in enumerate(columns):
+        assert len(first) == 12
+        assert torch.equal(first, second)
+        assert torch.isfinite(first).all()
+        if name != "constant" and number == 0:
+            assert not torch.equal(first, other)
 
 
 def test_draws_by_hand():
@@ -75,6 +85,14 @@ def test_crops_are_real_pixels_on_the_wanted_scale(pictures):
     crop = (Images(str(only), crop=16)(1, torch.Generator().manual_seed(3))[0] * 255).round().long()
     windows = pixels.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
     assert (windows == crop).all((2, 3, 4)).any()
+
+
+def test_a_source_may_serve_several_arguments():
+    ((level, x, t, label),) = draw([Constant(0.5), Trajectory(Halving(), (2,)), Integers(3)], 6, 6, seed=1)
+    assert level.tolist() == [0.5] * 6
+    assert t.tolist() == [900, 899, 898] * 2
+    assert x.shape == (6, 2)
+    assert sorted(label.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training import classifier, cyclegan, data, sagan, stylegan2
+from training import classifier, cyclegan, data, diffusion, sagan, stylegan2
 
 SAGAN = {
     "seed": 0,
@@ -43,6 +43,32 @@ CYCLEGAN = {
     "bfloat16": True,
     "checkpoint_every": 2,
 }
+DIFFUSION = {
+    "seed": 0,
+    "batch": 4,
+    "learning_rate": 1e-3,
+    "warm_up": 2,
+    "ema": 0.9,
+    "checkpoint_every": 2,
+    "unet": {
+        "sample_size": 32,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [4, 4],
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "attention_head_dim": 4,
+        "norm_num_groups": 2,
+    },
+    "schedule": {
+        "num_train_timesteps": 1000,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "clip_sample": True,
+    },
+}
 CLASSIFIER = {"seed": 0, "batch": 16, "learning_rate": 1e-3, "weight_decay": 1e-4}
 
 
@@ -63,7 +89,7 @@ def images(tmp_path, monkeypatch):
 
 def run(train, config, work, **steps):
     train({**config, "work": str(work), **steps})
-    files = sorted(work.glob("*.safetensors"))
+    files = sorted(work.rglob("*.safetensors"))
     assert files
     return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
@@ -74,6 +100,7 @@ def run(train, config, work, **steps):
         (sagan.train, SAGAN, "steps"),
         (stylegan2.train, STYLEGAN2, "steps"),
         (cyclegan.train, CYCLEGAN, "steps"),
+        (diffusion.train, DIFFUSION, "steps"),
         (classifier.train, CLASSIFIER, "epochs"),
     ],
 )
@@ -132,9 +159,24 @@ def test_the_buffer_of_fakes_keeps_its_size_and_shows_old_ones():
     assert 0.25 < stale < 0.75
 
 
+def test_the_timesteps_of_a_batch_are_spread_over_all():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        t = diffusion.spread(10, 1000)
+        assert sorted((t // 100).tolist()) == list(range(10))
+
+
 @pytest.mark.parametrize(
-    ("name", "wanted"), [("sagan", SAGAN), ("stylegan2", STYLEGAN2), ("cyclegan", CYCLEGAN), ("classifier", CLASSIFIER)]
+    ("name", "wanted"),
+    [
+        ("sagan", SAGAN),
+        ("stylegan2", STYLEGAN2),
+        ("cyclegan", CYCLEGAN),
+        ("diffusion", DIFFUSION),
+        ("classifier", CLASSIFIER),
+    ],
 )
 def test_the_shipped_training_configs_are_complete(name, wanted):
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())
     assert {*wanted, "epochs" if name == "classifier" else "steps", "work"} == set(config)
+    assert all(set(wanted[key]) == set(config[key]) for key in wanted if isinstance(wanted[key], dict))

@@ -1,13 +1,13 @@
 """Copy trained weights into the package, with reference features and one model card each.
 
-``python -m training.package`` reads the work folders of all configs, or of the named ones: ``python -m training.package
-cyclegan``. Every figure in a card is measured here.
+``python -m training.package [name …]`` reads the work folders of the named configs, of all by default. Every figure in a
+card is measured here.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpsearch.features import frechet_distance, moments
+from mpsearch.layers import find_layers
 from mpsearch.quality import Reference, distances
 from mpsearch.report import save_grid
 from mpsearch.zoo.classifier import FashionClassifier
-from mpsearch.zoo.embedded import DIRECTIONS, WEIGHTS, classifier, cyclegan, sagan, stylegan2
+from mpsearch.zoo.diffusion import WEIGHTS_FILE
+from mpsearch.zoo.embedded import (
+    DIFFUSION,
+    DIRECTIONS,
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    diffusion,
+    diffusion_step,
+    sagan,
+    stylegan2,
+)
 from mpsearch.zoo.sagan import LATENT
 from training import cyclegan as cycle
 from training.classifier import accuracy
@@ -43,9 +55,9 @@ def features_of(model: FashionClassifier, images: Tensor) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def generate(model: nn.Module, seed: int = 1) -> Tensor:
-    """What a generator draws from latents ``(SAMPLES, 64)``."""
-    latents = torch.randn(SAMPLES, LATENT, generator=torch.Generator().manual_seed(seed))
+def generate(model: nn.Module, shape: tuple[int, ...] = (LATENT,), seed: int = 1) -> Tensor:
+    """What a generator draws from latents ``(SAMPLES, *shape)``."""
+    latents = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed))
     return torch.cat([model(batch) for batch in latents.split(200)])
 
 
@@ -70,11 +82,12 @@ def package_classifier(config: dict[str, Any]) -> None:
     model, (images, labels) = classifier(), fashion_mnist("t10k")
     features, _ = features_of(model, images)
     name = "10,000 real Fashion-MNIST test images"
-    save_file({"features": features}, WEIGHTS / "fashion_mnist_test_features.safetensors", {"name": name})
+    train, _ = features_of(model, fashion_mnist("train")[0][:SAMPLES])
+    halves = {"features": features, "train": train.half()}
+    save_file(halves, WEIGHTS / "fashion_mnist_test_features.safetensors", {"name": name})
     facts = facts_of(WEIGHTS / "classifier.safetensors")
     save_grid(WEIGHTS / "classifier.png", {"real test images that the classifier was measured on": images[:16]})
-    train_features, _ = features_of(model, fashion_mnist("train")[0])
-    floor = frechet_distance(moments(train_features[:SAMPLES]), moments(features))
+    floor = frechet_distance(moments(train), moments(features))
     card = f"""# Fashion-MNIST classifier
 
 - Use: its 64 pooled features define the Fréchet distance of the embedded generator.
@@ -85,8 +98,8 @@ def package_classifier(config: dict[str, Any]) -> None:
 - Weights: {sum(p.numel() for p in model.parameters()):,}
 - Training: `python -m training.classifier configs/training/classifier.yaml`, seed {config["seed"]}, {facts["epoch"]} epochs of
   batch {config["batch"]}, {facts["seconds"]} s on two shared CPU cores.
-- `fashion_mnist_test_features.safetensors`: the features of all 10,000 test images, from which mean, covariance and kernel
-  distances are computed.
+- `fashion_mnist_test_features.safetensors`: the features of all 10,000 test images, which generated ones are compared with,
+  and of the first 10,000 training images (half precision), for the gap between the two.
 
 ![real test images](classifier.png)
 """
@@ -151,8 +164,9 @@ def package_cyclegan(config: dict[str, Any]) -> None:
         features[name], _ = features_of(judge, images)
         label = CLASSES[cycle.DOMAINS[name]]
         path = WEIGHTS / f"fashion_mnist_{name}_features.safetensors"
-        save_file({"features": features[name]}, path, {"name": f"1,000 real Fashion-MNIST test images, {label}"})
         train, _ = features_of(judge, cycle.domain("train", name)[:1000])
+        halves = {"features": features[name], "train": train.half()}
+        save_file(halves, path, {"name": f"1,000 real Fashion-MNIST test images, {label}"})
         floors[name] = frechet_distance(moments(train), moments(features[name]))
     for direction in DIRECTIONS:
         shutil.copy(work / f"{direction}.safetensors", WEIGHTS / f"cyclegan_{direction}.safetensors")
@@ -189,7 +203,7 @@ def package_cyclegan(config: dict[str, Any]) -> None:
   licence, padded from 28x28 to 32x32.
 - `fashion_mnist_shoes.npz`: the 1,000 test sneakers and the 1,000 test boots as bytes, so that the translators have inputs
   where the data set is not at hand. `fashion_mnist_sneaker_features.safetensors`, `fashion_mnist_boot_features.safetensors`: their
-  features.
+  features, and those of 1,000 training images each in half precision.
 - Licence of the weights: Apache-2.0, as the project. Of the pictures: The MIT License, Copyright (c) 2017 Zalando SE; the text is
   below.
 - Training: `python -m training.cyclegan configs/training/cyclegan.yaml`, seed {config["seed"]}, {facts["step"]} steps of batch
@@ -228,20 +242,53 @@ FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TOR
 CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
+
+def package_diffusion(config: dict[str, Any]) -> None:
+    shutil.copytree(Path(config["work"]) / "pipeline", DIFFUSION, dirs_exist_ok=True)
+    model = diffusion()
+    images = generate(model, (1, 32, 32))
+    facts = facts_of(DIFFUSION / "unet" / WEIGHTS_FILE)
+    save_grid(WEIGHTS / "diffusion.png", {"samples of the generator, not selected": images[:16]})
+    layers = find_layers(diffusion_step(), (images[:1], torch.zeros(1, dtype=torch.int64)))
+    card = f"""# Diffusion U-Net, 32x32 grey
+
+- Use: `mpsearch.zoo.diffusion()` is the whole sampler, noise (N, 1, 32, 32) from N(0, 1) to images of that shape in
+  [-1, 1]; `mpsearch.zoo.diffusion_step()` is one call of the U-Net. The folder `diffusion` is a diffusers pipeline.
+- Architecture: diffusers' UNet2DModel with timestep embedding, attention at 8x8 and concatenated skips;
+  {len(layers)} quantizable layers, {sum(p.numel() for p in model.parameters()):,} weights, {sum(layer.macs for layer in layers) / 1e6:.1f} million MACs a call. Velocity prediction on a
+  cosine schedule of 1000 steps (Salimans, Ho, ICLR 2022), sampled by {len(model.timesteps)} steps of DDIM with eta 0 (Song, Meng, Ermon,
+  ICLR 2021).
+- Data: {DATA}.
+- Licence of the weights: Apache-2.0, as the project.
+{figures(images)}
+- Training: `python -m training.diffusion configs/training/diffusion.yaml`, seed {config["seed"]}, {facts["step"]} steps of
+  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; exponential moving average.
+
+![samples](diffusion.png)
+"""
+    (WEIGHTS / "diffusion.md").write_text(card)
+
+
 PACKAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "classifier": package_classifier,
     "sagan": package_sagan,
     "stylegan2": package_stylegan2,
     "cyclegan": package_cyclegan,
+    "diffusion": package_diffusion,
 }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(PACKAGES)}; all by default")
+    names = parser.parse_args().names or list(PACKAGES)
+    if odd := set(names) - set(PACKAGES):
+        parser.error(f"unknown: {', '.join(sorted(odd))}; there are {', '.join(PACKAGES)}")
     WEIGHTS.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or PACKAGES:
+    for name in names:
         PACKAGES[name](yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
-    for path in sorted(WEIGHTS.iterdir()):
-        print(f"{path.name}: {path.stat().st_size:,} bytes")
+    for path in sorted(path for path in WEIGHTS.rglob("*") if path.is_file()):
+        print(f"{path.relative_to(WEIGHTS)}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

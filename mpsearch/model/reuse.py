@@ -75,7 +75,7 @@ class Reuse:
                 self._store(key, known)
                 return known.clone()  # what follows may write into it
             found = forward(*args, **kwargs)
-            if isinstance(found, Tensor):
+            if isinstance(found, Tensor) and len(used) < len(formats):  # after the last layer no other map is the same
                 self._store(key, found)
             return found
 
@@ -102,9 +102,9 @@ class Reuse:
 
 
 class _Watch(TorchFunctionMode):
-    """Tells which of the given tensors are used."""
+    """Tells which of the given tensors are used, each once."""
 
-    def __init__(self, watched: Mapping[int, str], use: Callable[[str], None]) -> None:
+    def __init__(self, watched: dict[int, str], use: Callable[[str], None]) -> None:
         super().__init__()
         self._watched, self._use = watched, use
 
@@ -112,8 +112,8 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        for value in (*args, *kwargs.values()):
+        for value in (*args, *kwargs.values()) if self._watched else ():  # a sampler goes on long after the last
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, Tensor) and id(tensor) in self._watched:
-                    self._use(self._watched[id(tensor)])
+                    self._use(self._watched.pop(id(tensor)))
         return func(*args, **kwargs)

@@ -89,6 +89,8 @@ def activation_ranges(
     ):
         for seed, batch in calibration.runs():
             forward(model, batch, seed)
+            for tap in taps.values():
+                tap.settle()
     ranges = {}
     for name, tap in taps.items():
         if not tap.kept:
@@ -106,18 +108,27 @@ class _Tap:
         self.low = 0.0
         self.high = 0.0
         self.kept: list[Tensor] = []
-        self._share = share  # values kept a call
+        self._share = share  # values kept a batch
+        self._calls: list[Tensor] = []  # what is kept of those of the batch at hand
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
         low, high = torch.aminmax(x.detach())
         self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
-        values = x.detach().reshape(-1)
-        if len(values) > self._share:
-            spots = torch.randint(len(values), (self._share,), generator=self._generator)
-            values = values[spots.to(values.device)]
-        self.kept.append(values.float())
+        self._calls.append(self._some(x.detach().reshape(-1)).float())
         return x
+
+    def settle(self) -> None:
+        """A batch is done: a layer that it called many times, as samplers do, keeps no more than others."""
+        if self._calls:
+            self.kept.append(self._some(torch.cat(self._calls)))
+        self._calls = []
+
+    def _some(self, values: Tensor) -> Tensor:
+        if len(values) <= self._share:
+            return values
+        spots = torch.randint(len(values), (self._share,), generator=self._generator)
+        return values[spots.to(values.device)]
 
 
 def _fit(values: Tensor, low: float, high: float, bits: int) -> ActivationRange:

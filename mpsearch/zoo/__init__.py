@@ -1,7 +1,18 @@
 """Generators and feature networks: the embedded ones, published ones, and how a user's own are found."""
 
-from mpsearch.zoo.embedded import WEIGHTS, classifier, cyclegan, fashion_features, reference_path, sagan, stylegan2
+from mpsearch.zoo.embedded import (
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    diffusion,
+    diffusion_step,
+    fashion_features,
+    reference_path,
+    sagan,
+    stylegan2,
+)
 from mpsearch.zoo.image_features import EfficientNetFeatures
+from mpsearch.zoo.inception import InceptionFeatures
 from mpsearch.zoo.loading import is_published, load_generator, resolve
 from mpsearch.zoo.pretrained import load_diffusers
 from mpsearch.zoo.published import PUBLISHED, Note, fetch_published, load_published, unheard
@@ -10,9 +21,12 @@ __all__ = [
     "PUBLISHED",
     "WEIGHTS",
     "EfficientNetFeatures",
+    "InceptionFeatures",
     "Note",
     "classifier",
     "cyclegan",
+    "diffusion",
+    "diffusion_step",
     "fashion_features",
     "fetch_published",
     "is_published",

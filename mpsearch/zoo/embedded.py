@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from mpsearch.errors import UsageError
 from mpsearch.zoo.classifier import FashionClassifier
 from mpsearch.zoo.cyclegan import CycleGANGenerator
+from mpsearch.zoo.diffusion import Denoiser, Sampler, load_unet, read_config
 from mpsearch.zoo.loading import load_weights
 from mpsearch.zoo.sagan import SAGANGenerator
 from mpsearch.zoo.stylegan2 import StyleGAN2Generator
 
 WEIGHTS = Path(__file__).parent / "weights"
 DIRECTIONS = ("sneaker2boot", "boot2sneaker")
+DIFFUSION = WEIGHTS / "diffusion"  # a diffusers pipeline
 
 
 def sagan() -> SAGANGenerator:
@@ -50,6 +52,21 @@ def cyclegan(direction: str = "sneaker2boot") -> CycleGANGenerator:
     model = CycleGANGenerator()
     load_weights(model, WEIGHTS / f"cyclegan_{direction}.safetensors")
     return model.eval()
+
+
+def diffusion(steps: int = 20) -> Sampler:
+    """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card.
+
+    Raises:
+        UsageError: fewer than 1 step, or the package diffusers is missing.
+    """
+    schedule = read_config(DIFFUSION / "scheduler" / "scheduler_config.json")
+    return Sampler(load_unet(DIFFUSION / "unet"), schedule, steps).eval()
+
+
+def diffusion_step() -> Denoiser:
+    """One step of it: the bare U-Net."""
+    return Denoiser(load_unet(DIFFUSION / "unet")).eval()
 
 
 def classifier() -> FashionClassifier:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from mpsearch.errors import ArtifactError, ModelError, UsageError
+from mpsearch.errors import ArtifactError, ModelError, MpsearchError, UsageError
 from mpsearch.model import one_line
 from mpsearch.zoo.published import Note, load_published, unheard
 from mpsearch.zoo.state import fit
@@ -42,6 +42,8 @@ def load_generator(
     build = resolve(factory, base)
     try:
         model = build(**options)
+    except MpsearchError:  # one of ours says itself what is wrong
+        raise
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise UsageError(f"{factory} fails with the options {dict(options)}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
