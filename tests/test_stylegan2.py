@@ -10,7 +10,7 @@ from torch import nn
 from mpsearch import UsageError, find_layers, quantized
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.zoo import stylegan2
-from mpsearch.zoo.stylegan2 import ModulatedConv, StyleGAN2Generator
+from mpsearch.zoo.stylegan2 import LIMIT, Layer, ModulatedConv, StyleGAN2Generator
 from training.stylegan2 import Discriminator, equalized, gradient_penalty, with_deviation
 
 Z = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
@@ -108,6 +108,17 @@ def test_the_fixed_noise_matters_and_is_saved_with_the_weights(model):
     assert torch.equal(twin(Z), first)
     twin.synthesis.blocks[2].second.noise.neg_()
     assert not torch.equal(twin(Z), first)
+
+
+@torch.no_grad()
+def test_features_stay_within_a_limit(model):
+    seen = []
+    for layer in model.modules():
+        if isinstance(layer, Layer):
+            layer.bias.fill_(9)
+            layer.register_forward_hook(lambda module, args, output: seen.append(output.abs().max().item()))
+    model(Z)
+    assert seen == [LIMIT] * 7
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ STYLEGAN2 = {
     "betas": [0.0, 0.99],
     "penalty": {0: 0.05, 3: 0.01},
     "penalty_every": 3,
-    "cut_from": 3,
+    "cut_images_from": 3,
+    "cut_features_from": 3,
     "ema": 0.9,
     "checkpoint_every": 2,
 }

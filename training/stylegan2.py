@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpsearch.zoo.stylegan2 import LATENT, StyleGAN2Generator, fresh
+from mpsearch.zoo.stylegan2 import LATENT, LIMIT, Layer, StyleGAN2Generator, fresh
 from training import checkpoint, options
 from training.data import fashion_mnist
 from training.sagan import average, grid
@@ -123,13 +123,16 @@ def train(config: dict[str, Any]) -> None:
         torch.set_rng_state(state["random"])
         step, seconds = state["step"], state["seconds"]
     batch, every = config["batch"], config["penalty_every"]
+    layers = [module for module in generator.modules() if isinstance(module, Layer)]
     started = time.monotonic()
     while step < config["steps"]:
         real = images[torch.randint(len(images), (batch,))]
         real = real.to(memory_format=torch.channels_last)
+        for layer in layers:
+            layer.limit = LIMIT if step >= config["cut_features_from"] else math.inf
         with torch.autocast("cpu", torch.bfloat16):
             fake = generator(torch.randn(batch, LATENT))  # both players' losses are on these images
-            if step >= config["cut_from"]:  # as in evaluation mode: real black is exactly -1
+            if step >= config["cut_images_from"]:  # as in evaluation mode: real black is exactly -1
                 fake = fake.clamp(-1, 1)
             loss_d = F.softplus(-judge(real).float()).mean() + F.softplus(judge(fake.detach()).float()).mean()
         optim_d.zero_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 LATENT = 64
 SIZES = (4, 8, 16, 32)
+LIMIT = 4.0
 
 
 def activate(x: Tensor) -> Tensor:
@@ -71,20 +72,25 @@ class ModulatedConv(nn.Module):
 
 
 class Layer(nn.Module):
-    """Modulated convolution, noise, bias, leaky relu; the noise is fixed in evaluation mode."""
+    """Modulated convolution, noise, bias, leaky relu; the noise is fixed in evaluation mode.
+
+    Features are cut at ``limit``, as the paper's successor cuts them at 256 to fit 16 bits: these are to fit 8.
+    """
 
     def __init__(self, inputs: int, outputs: int, size: int, up: bool = False) -> None:
         super().__init__()
         self.modulated = ModulatedConv(inputs, outputs, up=up)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.strength = nn.Parameter(torch.zeros(()))
+        self.limit = LIMIT
         self.noise: Tensor
         self.register_buffer("noise", torch.randn(1, 1, size, size))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         h = self.modulated(x, w)
         noise = torch.randn_like(h[:, :1]) if self.training else self.noise
-        return activate(h + (self.strength * noise + self.bias[:, None, None]).to(h.dtype))
+        h = activate(h + (self.strength * noise + self.bias[:, None, None]).to(h.dtype))
+        return h.clamp(-self.limit, self.limit)
 
 
 class ToGrey(nn.Module):
