@@ -11,7 +11,7 @@ from mpsearch import UsageError, find_layers, quantized
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.zoo import stylegan2
 from mpsearch.zoo.stylegan2 import LIMIT, Layer, ModulatedConv, StyleGAN2Generator
-from training.stylegan2 import Discriminator, equalized, gradient_penalty, with_deviation
+from training.stylegan2 import Discriminator, equalized, gradient_penalty, weight_at, with_deviation
 
 Z = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
 
@@ -196,6 +196,10 @@ def test_the_penalty_is_the_squared_gradient_and_can_be_learned_from():
     torch.testing.assert_close(found, judge[1].weight.square().sum())
     found.backward()
     torch.testing.assert_close(judge[1].weight.grad, 2 * judge[1].weight.detach())
+
+
+def test_a_schedule():
+    assert [weight_at({0: 0.05, 30: 0.01}, step) for step in (0, 29, 30, 99)] == [0.05, 0.05, 0.01, 0.01]
 
 
 def test_the_judge_sees_how_much_the_images_of_a_batch_differ():

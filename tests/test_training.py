@@ -26,7 +26,7 @@ STYLEGAN2 = {
     "generator_lr": 2e-3,
     "discriminator_lr": 2e-3,
     "betas": [0.0, 0.99],
-    "penalty": {0: 0.05, 3: 0.01},
+    "penalty": {0: 0.05, 3600: 0.01},
     "penalty_every": 3,
     "cut_images_from": 3,
     "cut_features_from": 3,
