@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training import classifier, cyclegan, data, diffusion, sagan
+from training import classifier, cyclegan, data, diffusion, sagan, stylegan2
 
 SAGAN = {
     "seed": 0,
@@ -17,6 +17,19 @@ SAGAN = {
     "generator_lr": 1e-4,
     "discriminator_lr": 4e-4,
     "betas": [0.0, 0.9],
+    "ema": 0.9,
+    "checkpoint_every": 2,
+}
+STYLEGAN2 = {
+    "seed": 0,
+    "batch": 4,
+    "generator_lr": 2e-3,
+    "discriminator_lr": 2e-3,
+    "betas": [0.0, 0.99],
+    "penalty": {0: 0.05, 3600: 0.01},
+    "penalty_every": 3,
+    "cut_images_from": 3,
+    "cut_features_from": 3,
     "ema": 0.9,
     "checkpoint_every": 2,
 }
@@ -86,6 +99,7 @@ def run(train, config, work, **steps):
     ("train", "config", "unit"),
     [
         (sagan.train, SAGAN, "steps"),
+        (stylegan2.train, STYLEGAN2, "steps"),
         (cyclegan.train, CYCLEGAN, "steps"),
         (diffusion.train, DIFFUSION, "steps"),
         (classifier.train, CLASSIFIER, "epochs"),
@@ -155,7 +169,13 @@ def test_the_timesteps_of_a_batch_are_spread_over_all():
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("sagan", SAGAN), ("cyclegan", CYCLEGAN), ("diffusion", DIFFUSION), ("classifier", CLASSIFIER)],
+    [
+        ("sagan", SAGAN),
+        ("stylegan2", STYLEGAN2),
+        ("cyclegan", CYCLEGAN),
+        ("diffusion", DIFFUSION),
+        ("classifier", CLASSIFIER),
+    ],
 )
 def test_the_shipped_training_configs_are_complete(name, wanted):
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())

@@ -8,19 +8,28 @@ from mpsearch.features import frechet_distance, moments
 from mpsearch.inputs import Tensors
 from mpsearch.layers import find_layers
 from mpsearch.quality import Reference
-from mpsearch.zoo import WEIGHTS, classifier, cyclegan, fashion_features, load_generator, reference_path, sagan
+from mpsearch.zoo import (
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    fashion_features,
+    load_generator,
+    reference_path,
+    sagan,
+    stylegan2,
+)
 from mpsearch.zoo.cyclegan import CycleGANGenerator
 
 
-@pytest.fixture(scope="module")
-def features():
+@pytest.fixture(scope="module", params=[sagan, stylegan2], ids=lambda factory: factory.__name__)
+def features(request):
     latents = torch.randn(2000, 64, generator=torch.Generator().manual_seed(4))
-    model = sagan()
+    model = request.param()
     with torch.no_grad():
         return torch.cat([fashion_features(model(batch)) for batch in latents.split(200)])
 
 
-def test_the_embedded_generator_draws_all_ten_classes(features):
+def test_an_embedded_generator_draws_all_ten_classes(features):
     classes = classifier().head(features).argmax(1)
     shares = torch.bincount(classes, minlength=10) / len(classes)
     assert (shares >= 0.03).all(), shares
@@ -102,11 +111,11 @@ def test_a_translator_is_what_the_paper_says():
 
 def test_what_ships_is_small_and_documented():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 25e6
-    for name in ("sagan", "cyclegan", "diffusion", "classifier"):
+    for name in ("sagan", "stylegan2", "cyclegan", "diffusion", "classifier"):
         card = (WEIGHTS / f"{name}.md").read_text()
         for word in ("Data:", "Licence", "seed", "epochs" if name == "classifier" else "steps", " s on", f"{name}.png"):
             assert word in card, (name, word)
-    for name in ("sagan", "diffusion"):
+    for name in ("sagan", "stylegan2", "diffusion"):
         assert "Fréchet distance" in (WEIGHTS / f"{name}.md").read_text()
     assert "Copyright © 2017 Zalando SE" in (WEIGHTS / "cyclegan.md").read_text()  # of the pictures that ship
     assert float((WEIGHTS / "classifier.md").read_text().split("10,000 test images: ")[1][:6]) >= 0.91

@@ -25,7 +25,17 @@ from mpsearch.quality import Reference, distances
 from mpsearch.report import save_grid
 from mpsearch.zoo.classifier import FashionClassifier
 from mpsearch.zoo.diffusion import WEIGHTS_FILE
-from mpsearch.zoo.embedded import DIFFUSION, DIRECTIONS, WEIGHTS, classifier, cyclegan, diffusion, diffusion_step, sagan
+from mpsearch.zoo.embedded import (
+    DIFFUSION,
+    DIRECTIONS,
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    diffusion,
+    diffusion_step,
+    sagan,
+    stylegan2,
+)
 from mpsearch.zoo.sagan import LATENT
 from training import cyclegan as cycle
 from training.classifier import accuracy
@@ -116,6 +126,32 @@ def package_sagan(config: dict[str, Any]) -> None:
 ![samples](sagan.png)
 """
     (WEIGHTS / "sagan.md").write_text(card)
+
+
+def package_stylegan2(config: dict[str, Any]) -> None:
+    shutil.copy(Path(config["work"]) / "generator.safetensors", WEIGHTS / "stylegan2.safetensors")
+    model = stylegan2()
+    images = generate(model)
+    facts = facts_of(WEIGHTS / "stylegan2.safetensors")
+    save_grid(WEIGHTS / "stylegan2.png", {"samples of the generator, not selected": images[:16]})
+    card = f"""# StyleGAN2-type generator, 32x32 grey
+
+- Use: `mpsearch.zoo.stylegan2()`. Latents z (N, 64) from N(0, 1) to images (N, 1, 32, 32) in [-1, 1];
+  `stylegan2(space="w")` starts behind the mapping network.
+- Architecture: mapping network, modulated and demodulated convolutions, bilinear upsampling, noise inputs (fixed in
+  evaluation mode), skips to grey (Karras et al., CVPR 2020); 26 quantizable layers,
+  {sum(p.numel() for p in model.parameters()):,} weights. Styles scale input channels and demodulation output channels, so that every
+  convolution has one static weight.
+- Data: {DATA}.
+- Licence of the weights: Apache-2.0, as the project.
+{figures(images)}
+- Training: `python -m training.stylegan2 configs/training/stylegan2.yaml`, seed {config["seed"]}, {facts["step"]} steps of
+  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; non-saturating loss, lazy R1, exponential
+  moving average.
+
+![samples](stylegan2.png)
+"""
+    (WEIGHTS / "stylegan2.md").write_text(card)
 
 
 def package_cyclegan(config: dict[str, Any]) -> None:
@@ -236,6 +272,7 @@ def package_diffusion(config: dict[str, Any]) -> None:
 PACKAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "classifier": package_classifier,
     "sagan": package_sagan,
+    "stylegan2": package_stylegan2,
     "cyclegan": package_cyclegan,
     "diffusion": package_diffusion,
 }

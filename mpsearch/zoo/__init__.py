@@ -9,6 +9,7 @@ from mpsearch.zoo.embedded import (
     fashion_features,
     reference_path,
     sagan,
+    stylegan2,
 )
 from mpsearch.zoo.image_features import EfficientNetFeatures
 from mpsearch.zoo.inception import InceptionFeatures
@@ -35,5 +36,6 @@ __all__ = [
     "reference_path",
     "resolve",
     "sagan",
+    "stylegan2",
     "unheard",
 ]
