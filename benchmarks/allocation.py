@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,15 @@ from torch import nn
 
 import mpsearch
 from mpsearch.api import limit_of, make_subject
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import MpsearchError, UsageError
 from mpsearch.inputs import SOURCES, draw
 from mpsearch.registry import make
 from mpsearch.search import Ilp, SizeOnly, Uniform
 from mpsearch.sensitivity import Hessian, OnePass, Perturbation
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Budget, Problem, Table, parse_formats
-from mpsearch.zoo import load_generator, sagan
+from mpsearch.zoo import fetch_published, load_published, sagan
 
-ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
 BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
 ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
@@ -39,7 +37,7 @@ Batches = list[tuple[Any, ...]]
 
 
 def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
-    """Generator, calibration batches and held-back batches of everything at hand."""
+    """Generator, calibration batches and held-back batches of everything at hand; published weights are fetched."""
 
     def latents(model: nn.Module, *shape: int) -> tuple[nn.Module, Batches, Batches]:
         sets = []
@@ -48,23 +46,29 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
             sets.append([(part,) for part in z.split(16)])
         return model, *sets
 
-    def photographs(folder: str, factory: str, weights: str) -> tuple[nn.Module, Batches, Batches]:
-        own = ASSETS / folder
-        model = load_generator(f"{own / 'net.py'}:{factory}", own / weights, {}, own)
+    def photographs(name: str) -> tuple[nn.Module, Batches, Batches]:
+        model = load_published(name)
         crops = {"package": "skimage", "folder": "data", "crop": 32, "shrink": 4}
         source = [make("kind of input", SOURCES, "images", crops)]
         return model, draw(source, PHOTOGRAPHS[0], 16, 0), draw(source, PHOTOGRAPHS[1], 16, 1_000_000)
 
-    def faces() -> tuple[nn.Module, Batches, Batches]:
-        own = ASSETS / "dcgan_faces64"
-        return latents(load_generator(f"{own / 'net.py'}:FaceDCGAN", own / "model.safetensors", {}, own), 100, 1, 1)
+    found = {
+        "sagan": lambda: latents(sagan(), 64),
+        "dcgan-faces": lambda: latents(load_published("dcgan-faces"), 100, 1, 1),
+        "srvgg-x4": lambda: photographs("srvgg-x4"),
+        "upconv7-x2": lambda: photographs("upconv7-x2"),
+    }
+    return {name: case for name, case in found.items() if name in ONLY and (name == "sagan" or at_hand(name))}
 
-    found = {"sagan": lambda: latents(sagan(), 64)}
-    if ASSETS.exists():
-        found["dcgan-faces"] = faces
-        found["srvgg-x4"] = lambda: photographs("realesr_animevideov3_x4", "SRVGGNetCompact", "model.safetensors")
-        found["upconv7-x2"] = lambda: photographs("waifu2x_upconv7_photo", "UpConv7", "scale2.0x_model.safetensors")
-    return {name: case for name, case in found.items() if name in ONLY}
+
+def at_hand(name: str) -> bool:
+    """Whether a published network is in the cache, or can be fetched."""
+    try:
+        fetch_published(name, print)
+    except UsageError as error:
+        print(error)
+        return False
+    return True
 
 
 def measure() -> list[dict[str, str]]:

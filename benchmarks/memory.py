@@ -18,7 +18,7 @@ BATCH = 128  # large enough for activations to matter beside the libraries
 
 
 def case(name: str) -> tuple[torch.nn.Module, list[tuple[Any, ...]]]:
-    model, [(z,)] = generators()[name]
+    model, [(z,), *_] = generators()[name]
     return model, [(z.repeat(BATCH // len(z), *[1] * (z.ndim - 1)),)]
 
 

@@ -76,7 +76,12 @@ FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
     "standard": (Singles(), Refine()),
-    "thorough": (Singles(), Refine(evaluations=400, restarts=4, others=4, patience=96), Bayes(evaluations=60)),
+    "thorough": (
+        Singles(),
+        Refine(),
+        Refine(evaluations=400, restarts=4, others=4, patience=96, sure=1.0),  # so long a search fits the inputs too
+        Bayes(evaluations=60, sure=1.0),
+    ),
 }
 
 
@@ -278,34 +283,38 @@ def channel_order(subject: Subject, channels: Table, bitmap: BitMap) -> Array | 
 def frontier(
     table: Table,
     layers: Layers,
-    cost: str = "size",
+    cost: str | Sequence[str] = "size",
     points: int = 40,
     budgets: Iterable[str | Budget] = (),
     costs: Mapping[str, CostModel] | None = None,
 ) -> list[Point]:
-    """Maps from the least cost to the least predicted damage, none better than another in both.
+    """Maps from the least cost to the least predicted damage, none better than another in every one of them.
 
     Args:
         table: one row a layer.
         layers: what the costs are computed from, with their pins, floors and groups.
-        cost: what is traded for damage: any cost that adds up, such as ``size``, ``bops`` or ``bits``.
+        cost: what is traded for damage: any cost that adds up, such as ``size``, ``bops`` or ``bits``, or several.
         points: at most so many maps.
         budgets: what every map must meet besides.
         costs: the cost models, :func:`mpsearch.cost.cost_models`, with measured latencies where there are any.
 
     Returns:
-        By rising cost and falling damage; one of them is the knee.
+        By rising cost (of several, the first); one of them is the knee.
     """
     costs = cost_models() if costs is None else costs
-    asked = parse_budgets((Budget(cost, math.inf), *(parse_budgets(budgets, costs) if budgets else ())), costs)
+    traded = [cost] if isinstance(cost, str) else list(dict.fromkeys(cost))
+    free = [Budget(name, math.inf) for name in traded]
+    asked = parse_budgets((*free, *(parse_budgets(budgets, costs) if budgets else ())), costs)
     limits = [limit_of(budget, layers, table.formats, costs) for budget in asked]
-    if limits[0].costs.combine != "sum":
-        raise UsageError(f"no frontier over {cost}: it is the peak of a map, not a sum; give it as a budget")
+    for name, limit in zip(traded, limits, strict=False):
+        if limit.costs.combine != "sum":
+            raise UsageError(f"no frontier over {name}: it is the peak of a map, not a sum; give it as a budget")
     problem = problem_of(table, layers, limits)
     with naming_rules(layers):
-        answers = pareto(problem, 0, points)
+        answers = pareto(problem, range(len(traded)), points)
     damages = [problem.predicted(answer.choice) for answer in answers]
-    corner = knee([problem.limits[0].of(answer.choice) for answer in answers], damages)
+    spent = [[limit.of(answer.choice) for limit in problem.limits[: len(traded)]] for answer in answers]
+    corner = knee(spent, damages)
     reported = _reported(limits, problem, layers, costs)
     return [
         Point(

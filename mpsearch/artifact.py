@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from mpsearch.errors import ArtifactError
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write through a temporary file in the same folder, so that a crash never leaves half a file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         fresh.write_bytes(data)
         os.replace(fresh, path)
     except OSError as error:
+        with suppress(OSError):
+            fresh.unlink()
         raise ArtifactError(f"cannot write {path}: {error.strerror}") from None
 
 

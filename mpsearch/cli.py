@@ -54,7 +54,7 @@ MapFile = Annotated[Path | None, typer.Option("--bitmap", help="A map (.json, .y
 def layers(config: Config = None, out: Out = None) -> None:
     """List what can be quantized, with weights, MACs and activation elements of one sample.
 
-    Example: `mpsearch layers configs/dcgan-faces.yaml`
+    Example: `mpsearch layers configs/zoo-dcgan-faces.yaml`
     """
     with working(config, out) as run:
         sheet = Sheet("layer", "kind", "shape", "weights", "MACs", "activations")
@@ -83,7 +83,7 @@ def sensitivity(
 ) -> None:
     """Predict the damage of every layer in every format.
 
-    Example: `mpsearch sensitivity configs/dcgan-faces.yaml --estimator hessian`
+    Example: `mpsearch sensitivity configs/zoo-dcgan-faces.yaml --estimator hessian`
     """
     chosen = {"name": estimator} if estimator else None
     with working(config, out, estimator=chosen, formats=formats, seed=seed) as run:
@@ -139,7 +139,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare bit maps on one generator, one quantizer and the same held-back inputs: a table and a plot.
 
-    Example: `mpsearch compare ours.json theirs.json --config configs/dcgan-faces.yaml`
+    Example: `mpsearch compare ours.json theirs.json --config configs/zoo-dcgan-faces.yaml`
     """
     names = [path.stem for path in maps]
     labels = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names, 1)]
@@ -159,7 +159,10 @@ def compare(
 def pareto(
     config: Config = None,
     out: Out = None,
-    cost: Annotated[str, typer.Option(help=f"What is traded for damage: {', '.join(COSTS)}.")] = "size",
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(help=f"What is traded for damage, repeatable: {', '.join(COSTS)}; size by default."),
+    ] = None,
     points: Annotated[int, typer.Option(min=2, help="At most so many maps.")] = 40,
     budget: BudgetOption = None,
     formats: FormatOption = None,
@@ -169,12 +172,17 @@ def pareto(
 
     Every map meets `--budget`; those of the config are not asked.
 
-    Example: `mpsearch pareto configs/dcgan-faces.yaml --cost bops`
+    Example: `mpsearch pareto configs/zoo-dcgan-faces.yaml --cost size --cost bops`
     """
+    traded = cost or ["size"]
     with working(config, out, formats=formats, seed=seed) as run:
-        rows = run.frontier(cost, points, budget or ())
+        rows = run.frontier(traded, points, budget or ())
     sheet = Sheet(
-        *rows[0]["costs"], f"predicted {run.sensitivity.measure}", "PSNR, dB", "", title=f"damage over {cost}"
+        *rows[0]["costs"],
+        f"predicted {run.sensitivity.measure}",
+        "PSNR, dB",
+        "",
+        title=f"damage over {', '.join(traded)}",
     )
     for row in rows:
         db, marks = row["predicted_db"], ("knee" if row["knee"] else "") + ("" if row["optimal"] else " not proven")
@@ -188,7 +196,7 @@ def pareto(
 def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed: Seed = None) -> None:
     """Write the map as JSON, YAML and CSV, and the generator as one bit-packed safetensors file.
 
-    Example: `mpsearch export configs/dcgan-faces.yaml --out runs/faces`
+    Example: `mpsearch export configs/zoo-dcgan-faces.yaml --out runs/faces`
     """
     with working(config, out, seed=seed) as run:
         files = run.export(None if bitmap is None else read_map(bitmap))
@@ -272,7 +280,11 @@ def working(config: Path | None, out: Path | None, **overrides: Any) -> Iterator
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=notes, disable=not notes.is_terminal) as bars:
-        yield Run(settings, folder, _bar(bars))
+        yield Run(settings, folder, _bar(bars), _say)
+
+
+def _say(text: str) -> None:
+    notes.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _bar(bars: Progress) -> Callable[[str, int, int], None]:

@@ -19,11 +19,31 @@ class _Strict(BaseModel):
 
 
 class ModelConfig(_Strict):
-    """Where the generator comes from."""
+    """Where the generator comes from: a factory, or a folder of diffusers."""
 
     factory: str = "mpsearch.zoo:sagan"
     weights: Path | None = None
     options: dict[str, Any] = {}
+    diffusers: Path | None = None
+    component: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        others = sorted(self.model_fields_set & {"factory", "weights", "options"})
+        if self.diffusers is not None and others:
+            raise UsageError(
+                f"model: a diffusers folder brings its own network and weights: leave out {', '.join(others)}"
+            )
+        if self.diffusers is None and self.component is not None:
+            raise UsageError(f"model: the component {self.component!r} needs the diffusers folder that it is in")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.diffusers is None:
+            return self.factory
+        return f"{self.component} of {self.diffusers}" if self.component else str(self.diffusers)
 
 
 class SamplesConfig(_Strict):
@@ -56,6 +76,7 @@ class QualityConfig(_Strict):
     """Feature network of the distances, and the real features; by default the float generator's own images."""
 
     features: str = "pixels"
+    options: dict[str, Any] = {}
     reference: Path | None = None
 
 
@@ -109,7 +130,7 @@ class RunConfig(_Strict):
     @property
     def judge(self) -> QualityConfig:
         """The configured feature network; the embedded one for the embedded generator."""
-        embedded = self.model.factory == "mpsearch.zoo:sagan"
+        embedded = self.model.name == "mpsearch.zoo:sagan"
         return self.quality or (FASHION if embedded else QualityConfig())
 
 

@@ -22,7 +22,7 @@ from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
-from mpsearch.inputs import SOURCES, draw
+from mpsearch.inputs import SOURCES, Purpose, Shares, Source, Stock, draw
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
@@ -36,26 +36,48 @@ from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
 from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, parse_formats
-from mpsearch.zoo import WEIGHTS, fashion_features, load_generator, resolve
+from mpsearch.zoo import (
+    WEIGHTS,
+    EfficientNetFeatures,
+    Note,
+    fashion_features,
+    fetch_published,
+    is_published,
+    load_diffusers,
+    load_generator,
+    resolve,
+    unheard,
+)
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
+NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures}  # published: fetched by name
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
+PURPOSES: Mapping[int, Purpose] = {
+    0: "calibration",
+    HELDBACK: "heldback",
+    DISTANCES: "distances",
+    REFERENCE: "reference",
+}
 AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 
 
 class Run:
     """Stages as properties: asking for one computes what it needs and is not in the folder yet."""
 
-    def __init__(self, config: RunConfig, out: Path, progress: Progress = silent) -> None:
+    def __init__(self, config: RunConfig, out: Path, progress: Progress = silent, note: Note = unheard) -> None:
         self.config = config
         self.progress = progress
+        self.note = note  # told origin and licence of what is fetched
         self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
 
     @cached_property
     def model(self) -> nn.Module:
-        model = self.config.model
-        generator = load_generator(model.factory, model.weights, model.options, self.config.base)
+        model, base = self.config.model, self.config.base
+        if model.diffusers is not None:
+            generator = load_diffusers(base / model.diffusers, model.component)
+        else:
+            generator = load_generator(model.factory, model.weights, model.options, base, self.note)
         return generator.to(pick_device(self.config.device))
 
     @cached_property
@@ -69,6 +91,10 @@ class Run:
                     given = ModelConfig.model_validate(named)
                 except ValidationError as error:
                     raise UsageError(f"inputs.{number}.sampler: {error.errors()[0]['msg']}") from None
+                if given.diffusers is not None:
+                    raise UsageError(
+                        f"inputs.{number}.sampler: a folder is an option of the factory mpsearch.zoo:sampler"
+                    )
                 found[number] = load_generator(given.factory, given.weights, given.options, self.config.base)
         return found
 
@@ -82,34 +108,59 @@ class Run:
                     digest.update(
                         key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                     )
-        for source in self._sources():
-            digest.update(source.read_bytes())  # the code of a generator is as much of it as its weights
+        for path in self._code():
+            digest.update(path.read_bytes())  # the code of a generator is as much of it as its weights
+        for source in self._sources:
+            if isinstance(source, Stock):
+                digest.update(source.rows(torch.arange(len(source))).numpy().tobytes())
         c = self.config
         samples = (c.samples.calibration, c.samples.batch)
         return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed)
 
-    def _sources(self) -> list[Path]:
+    def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
-        build = resolve(self.config.model.factory, self.config.base)
+        model = self.config.model
         modules = [m for model in (self.model, *self._samplers.values()) for m in model.modules()]
-        functions = [build, getattr(build, "__init__", None), *(type(m).forward for m in modules)]
+        functions: list[Any] = [type(module).forward for module in modules]
+        if model.diffusers is None and not is_published(model.factory):
+            build = resolve(model.factory, self.config.base)
+            functions += [build, getattr(build, "__init__", None)]
         names = {code.co_filename for f in functions if (code := getattr(f, "__code__", None))}
         torch_folder = Path(torch.__file__).parent
         return [path for path in map(Path, sorted(names)) if path.is_file() and torch_folder not in path.parents]
 
-    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
-        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
+    @cached_property
+    def _sources(self) -> list[Source]:
         sources = []
         for number, entry in enumerate(self.config.inputs):
             options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
             if (kind := options.pop("kind", None)) is None:
                 raise UsageError(f"inputs.{number} has no kind; it is one of {', '.join(SOURCES)}")
-            if "folder" in options and "package" not in options:
-                options["folder"] = str(self.config.base / options["folder"])
+            if isinstance(folder := options.get("folder"), str) and "package" not in options:
+                options["folder"] = str(self.config.base / folder)
+            if isinstance(file := options.get("file"), str):
+                options["file"] = str(self._found(file))
             if number in self._samplers:
                 options["sampler"] = self._samplers[number]
             sources.append(make("kind of input", SOURCES, kind, options))
-        return draw(sources, count, self.config.samples.batch, self.config.seed + offset)
+        return sources
+
+    def _found(self, path: str | Path) -> Path:
+        """A file beside the config, or one that ships with the package."""
+        own = self.config.base / path
+        return own if own.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
+
+    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
+        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart.
+
+        Sources without end are asked with other seeds; a fixed stock of samples is divided.
+        """
+        samples, seed = self.config.samples, self.config.seed
+        compared = samples.distances if self.config.judge.reference is None else 0
+        shares = Shares(seed, samples.calibration, samples.heldback, samples.distances, compared)
+        purpose = PURPOSES.get(offset)
+        take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
+        return draw(self._sources, count, samples.batch, seed + offset, take)
 
     def _calibration(self, count: int, offset: int) -> Calibration:
         return Calibration.of(self.inputs(count, offset), device_of(self.model))
@@ -143,7 +194,15 @@ class Run:
 
     @cached_property
     def features(self) -> FeatureNet:
-        name = self.config.judge.features
+        name, options = self.config.judge.features, self.config.judge.options
+        if name in NETWORKS:
+            network = make("feature network", NETWORKS, name, options)
+            fetch_published(name, self.note)
+            return network
+        if ":" not in name:
+            lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
+        if options:
+            raise UsageError(f"the features {name!r} take no options; those of {', '.join(NETWORKS)} do")
         return FEATURES[name] if name in FEATURES else resolve(name, self.config.base)
 
     @cached_property
@@ -151,8 +210,7 @@ class Run:
         """Real features; without a file of them, those of the float generator on other inputs."""
         path = self.config.judge.reference
         if path is not None:
-            own = self.config.base / path
-            return Reference.load(own if own.exists() else WEIGHTS / path)
+            return Reference.load(self._found(path))
         samples = self.config.samples
         key = fingerprint(self._identity, samples.distances, self.config.judge.model_dump(mode="json"))
         found = api.featurise(
@@ -309,12 +367,15 @@ class Run:
         save_scatter(self.folder.path / "comparison.png", points, "average weight bits", "held-back PSNR, dB")
         return rows
 
-    def frontier(self, cost: str = "size", points: int = 40, budgets: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def frontier(
+        self, cost: Sequence[str] = ("size",), points: int = 40, budgets: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
         """``frontier.json`` and ``frontier.png``: the best maps from the least cost to the least predicted damage.
 
         The damage is in the table's measure; a mean squared error in dB too, of the range of the float images.
         """
-        lookup("cost", self.costs, cost)
+        for name in cost:
+            lookup("cost", self.costs, name)
         if budgets:
             asked = api.parse_budgets(budgets, self.costs)
             api.check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
@@ -322,15 +383,15 @@ class Run:
         found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
         peak = span(self.subject.reference) if table.measure == "mse" else 0.0
         rows = [{**point.to_json(), "predicted_db": decibels(point.predicted, peak)} for point in found]
-        about = {"cost": cost, "budgets": list(budgets), "measure": table.measure, "peak": peak or None}
+        about = {"cost": list(cost), "budgets": list(budgets), "measure": table.measure, "peak": peak or None}
         write_json(self.folder.path / "frontier.json", "mpsearch-frontier/1", {**about, "points": rows})
         up = "predicted PSNR, dB" if peak else f"log10 of the predicted damage, {table.measure}"
         dots = {}
         for at, row in enumerate(rows):
             if row["predicted"] > 0:
                 height = row["predicted_db"] if peak else math.log10(row["predicted"])
-                dots["knee" if row["knee"] else str(at)] = (row["costs"][cost], height)
-        save_scatter(self.folder.path / "frontier.png", dots, AXES.get(cost, cost), up, named=("knee",))
+                dots["knee" if row["knee"] else str(at)] = (row["costs"][cost[0]], height)
+        save_scatter(self.folder.path / "frontier.png", dots, AXES.get(cost[0], cost[0]), up, named=("knee",))
         return rows
 
     def _addressed(self, bitmap: BitMap, name: str) -> BitMap:
@@ -372,7 +433,7 @@ class Run:
         save_grid(self.folder.path / "samples.png", blocks)
         config = self.config
         asked = ([f"least {config.cost} with {config.target}"] if config.target else []) + list(config.budgets)
-        title = f"{config.model.factory} under {', '.join(asked)}"
+        title = f"{config.model.name} under {', '.join(asked)}"
         text = page(title, self.layers, self.sensitivity, self.solution, self.quality)
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from mpsearch.api import make_subject
+from mpsearch.errors import UsageError
 from mpsearch.subject import Subject
-from mpsearch.zoo import sagan
+from mpsearch.zoo import fetch_published, sagan
 
 
 class Deconv(nn.Module):
@@ -186,3 +187,20 @@ def embedded() -> Subject:
     """The shipped generator on a few latents."""
     latents = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
     return make_subject(sagan(), [(z,) for z in latents.split(8)])
+
+
+@pytest.fixture(scope="session")
+def published() -> Callable[[str], None]:
+    """Fetches a published network into the user's cache, or skips: the first failure of pip stands for all."""
+    failed: list[str] = []
+
+    def have(name: str) -> None:
+        if not failed:
+            try:
+                fetch_published(name)
+            except UsageError as error:  # no index, no network; another archive would be an ArtifactError
+                failed.append(str(error))
+        if failed:
+            pytest.skip(failed[0])
+
+    return have

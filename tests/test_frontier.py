@@ -98,7 +98,7 @@ def test_the_command_writes_the_frontier(project):  # noqa: F811
     assert code == 0, error
     entry = json.loads((project / "out/frontier.json").read_text())
     points = entry["points"]
-    assert entry["cost"] == "bits"
+    assert entry["cost"] == ["bits"]
     assert 2 < len(points) <= 6
     assert [point["costs"]["bits"] for point in points] == sorted(point["costs"]["bits"] for point in points)
     for point in points:
@@ -111,6 +111,19 @@ def test_the_command_writes_the_frontier(project):  # noqa: F811
     before = (project / "out/frontier.json").read_bytes()
     assert call("pareto", "small.yaml", "--out", "out", "--points", "6", "--cost", "bits")[0] == 0
     assert (project / "out/frontier.json").read_bytes() == before
+
+
+def test_several_costs_are_traded_at_once(project):  # noqa: F811
+    code, output, error = call(
+        "pareto", "small.yaml", "--out", "out", "--points", "9", "--cost", "size", "--cost", "bops"
+    )
+    assert code == 0, error
+    points = json.loads((project / "out/frontier.json").read_text())["points"]
+    spent = [(point["costs"]["size"], point["costs"]["bops"], point["predicted"]) for point in points]
+    assert spent == sorted(spent)
+    assert not any(all(np.less_equal(a, b)) for a in spent for b in spent if a != b)
+    assert sum(point["knee"] for point in points) == 1
+    assert "damage over size, bops" in output
 
 
 def test_a_damage_that_is_no_squared_error_has_no_decibels(project):  # noqa: F811

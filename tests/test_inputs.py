@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from mpsearch import CalibrationError
-from mpsearch.inputs import SOURCES, Constant, Images, Integers, Normal, Trajectory, Uniform, draw
+from mpsearch import CalibrationError, UsageError
+from mpsearch.inputs import SOURCES, Constant, Images, Integers, Normal, Shares, Tensors, Trajectory, Uniform, draw
 
 
 @pytest.fixture
@@ -22,13 +23,25 @@ class Halving:
         return [(noise / 2**step, 900 - step) for step in range(3)]
 
 
+@pytest.fixture
+def stored(tmp_path):
+    """Forty samples: bytes, floats and labels that know their row."""
+    rows = torch.arange(40)
+    tensors = {"bytes": (rows * 6).byte()[:, None], "values": rows.double()[:, None], "labels": rows}
+    save_file(tensors, tmp_path / "all.safetensors")
+    np.savez_compressed(tmp_path / "all.npz", **{name: tensor.numpy() for name, tensor in tensors.items()})
+    np.savez(tmp_path / "one.npz", only=rows.numpy())
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_source_keeps_the_contract(name, pictures):
+def test_every_source_keeps_the_contract(name, pictures, stored):
     """A new source in the registry is tested here: count, determinism, finite values."""
     made = {
         "normal": Normal((3, 2), 2.0), "uniform": Uniform((2,), -1.0, 1.0), "integers": Integers(4),
         "constant": Constant(80.0, (1,)), "images": Images(str(pictures), crop=32),
         "trajectory": Trajectory(Halving(), (1, 2, 2)),
+        "tensors": Tensors(str(stored / "all.npz"), "values"),
     }[name]  # fmt: skip
     assert isinstance(made, SOURCES[name])
     drawn = (made(12, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
@@ -100,3 +113,94 @@ def test_a_broken_picture_is_named(pictures):
     (pictures / "bad.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(CalibrationError, match=r"bad.png is no readable picture"):
         Images(str(pictures), crop=8)(1, torch.Generator())
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_stored_samples_come_once_each_on_the_wanted_scale(stored, suffix):
+    path = str(stored / f"all.{suffix}")
+    pixels = Tensors(path, "bytes", low=-1.0, high=1.0)(40, torch.Generator().manual_seed(0))
+    assert pixels.dtype is torch.float32
+    expected = torch.arange(40).double() * 6 / 255 * 2 - 1
+    torch.testing.assert_close(pixels[:, 0].sort().values.double(), expected, rtol=0, atol=1e-6)
+    values = Tensors(path, "values", low=-1.0, high=1.0)(40, torch.Generator().manual_seed(0))
+    assert values.dtype is torch.float32
+    assert values[:, 0].sort().values.tolist() == list(range(40))
+    assert Tensors(path, "labels")(3, torch.Generator()).dtype is torch.int64
+
+
+def test_the_only_tensor_needs_no_key(stored):
+    assert len(Tensors(str(stored / "one.npz"))(40, torch.Generator()).unique()) == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"file": "none.npz"}, CalibrationError, "file of inputs none.npz does not exist"),
+        ({"file": "none.safetensors"}, CalibrationError, "file of inputs none.safetensors does not exist"),
+        ({"file": "all.npz"}, UsageError, "all.npz needs a key; it holds bytes, values, labels"),
+        ({"file": "all.safetensors", "key": "byte"}, UsageError, "has no 'byte'; it holds bytes, labels, values"),
+        ({"file": "all.pt"}, UsageError, r"reads .safetensors and .npz files, not all.pt"),
+        ({"file": "bad.npz"}, CalibrationError, "bad.npz is no readable file of tensors"),
+        ({"file": "bad.safetensors"}, CalibrationError, "bad.safetensors is no readable file of tensors"),
+        ({"file": "words.npz"}, CalibrationError, "words.npz is no readable file of tensors"),
+        ({"file": "scalar.npz"}, CalibrationError, r"scalar.npz is \(\): expected a row for every sample"),
+        ({"file": "one.npz"}, CalibrationError, "one.npz holds 40 samples, 41 are wanted"),
+    ],
+)
+def test_stored_samples_that_are_not_there(stored, options, error, message, monkeypatch):
+    monkeypatch.chdir(stored)
+    np.savez(stored / "scalar.npz", only=np.array(3.0))
+    np.savez(stored / "words.npz", only=np.array(["a", "b"]))
+    for suffix in ("npz", "safetensors"):
+        (stored / f"bad.{suffix}").write_bytes((stored / f"all.{suffix}").read_bytes()[:50])
+    with pytest.raises(error, match=message):
+        Tensors(**options)(41, torch.Generator())
+
+
+def taken(shares, stock, **counts):
+    return {name: set(shares.of(stock, name, count)[:, 0].tolist()) for name, count in counts.items()}
+
+
+@pytest.mark.parametrize("reference", [0, 9])
+@pytest.mark.parametrize("heldback", [4, 9, 16, 22])
+def test_the_sets_of_a_run_have_no_sample_in_common(stored, heldback, reference):
+    stock, calibration, distances = Tensors(str(stored / "all.npz"), "values"), 8, 9
+    shares = Shares(3, calibration, heldback, distances, reference)
+    sets = taken(shares, stock, calibration=calibration, heldback=heldback, distances=distances, reference=reference)
+    assert [len(found) for found in sets.values()] == [calibration, heldback, distances, reference]
+    for other in ("heldback", "distances", "reference"):
+        assert not sets["calibration"] & sets[other]
+    assert not sets["distances"] & sets["reference"]
+    if calibration + heldback + distances + reference <= 40:
+        assert not sets["heldback"] & (sets["distances"] | sets["reference"])
+    assert taken(shares, stock, calibration=calibration) != taken(
+        Shares(4, calibration, heldback, distances), stock, calibration=calibration
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((8, 33, 4, 0), "holds 40 samples, the run needs 41: 8 for calibration and 33 others; lower samples.heldback"),
+        (
+            (8, 4, 17, 17),
+            "holds 40 samples, the run needs 42: 8 for calibration and 34 others; lower samples.distances",
+        ),
+        ((41, 2, 2, 0), "holds 40 samples, the run needs 43: 41 for .*; lower samples.calibration"),
+    ],
+)
+def test_too_few_stored_samples_are_one_line(stored, sizes, message):
+    stock = Tensors(str(stored / "all.npz"), "values")
+    for purpose in ("calibration", "heldback", "distances"):
+        with pytest.raises(CalibrationError, match=message):
+            Shares(0, *sizes).of(stock, purpose, 2)
+
+
+def test_arguments_stored_together_stay_together(stored):
+    path, shares = str(stored / "all.safetensors"), Shares(0, 8, 8, 8)
+    sources = [Tensors(path, "values"), Normal((2,)), Tensors(path, "labels")]
+    batches = draw(sources, 8, 3, 7, lambda stock: shares.of(stock, "heldback", 8))
+    assert [len(batch[0]) for batch in batches] == [3, 3, 2]
+    for values, noise, labels in batches:
+        assert values[:, 0].tolist() == labels.tolist()
+        assert noise.std() > 0

@@ -291,7 +291,7 @@ def test_a_frontier_of_tiny_problems_is_that_of_brute_force(seed, budgets, whole
     others = replace(task, limits=task.limits[:-1])
     values = feasible_values(others)
     assume(values)
-    found = pareto(task, budgets - 1, points=12)
+    found = pareto(task, [budgets - 1], points=12)
     costs = [varied.of(answer.choice) for answer in found]
     damages = [task.predicted(answer.choice) for answer in found]
     assert all(answer.status == "optimal" and others.feasible(answer.choice) for answer in found)
@@ -321,11 +321,27 @@ def test_every_point_of_a_frontier_is_the_exact_answer_for_its_cost(budgets):
     assert all((one.choice == other.choice).all() for one, other in zip(found, again, strict=True))
 
 
+@settings(deadline=None, max_examples=25)
+@given(seeds, st.booleans())
+def test_no_map_beats_a_point_of_a_surface_in_both_costs(seed, whole):
+    task = small(seed, 2, tight=0.5, whole=whole)
+    values = feasible_values(replace(task, limits=()))
+    found = pareto(task, [0, 1], points=25)
+    spent = [[limit.of(answer.choice) for limit in task.limits] for answer in found]
+    assert len(found) <= 25
+    assert spent == sorted(spent)
+    gains = task.predicted(found[0].choice) - np.nanmin(task.damage.values, axis=1).sum()
+    for answer, costs in zip(found, spent, strict=True):
+        within = [v for c, v in values if all(o.of(c) <= s for o, s in zip(task.limits, costs, strict=True))]
+        assert task.predicted(answer.choice) <= min(within) + 1.1e-6 * abs(gains) + hair(task)
+    assert min(task.predicted(a.choice) for a in found) == pytest.approx(min(v for _, v in values), abs=hair(task))
+
+
 def test_a_frontier_needs_a_limit_and_two_points():
     task = like_real(0, 5, budgets=1)
     with pytest.raises(UsageError, match="no frontier over limit 1: the problem has 1"):
-        pareto(task, 1)
-    with pytest.raises(UsageError, match="a frontier of 1 points"):
+        pareto(task, [1])
+    with pytest.raises(UsageError, match="a frontier of 1 points over 1 costs: ask for at least 2"):
         pareto(task, points=1)
 
 
@@ -348,3 +364,10 @@ def test_the_knee_is_the_corner():
     assert knee([1.0, 2.0], [0.0, 0.0]) == 0
     with pytest.raises(UsageError, match="as many damages as costs"):
         knee([1.0], [])
+
+
+def test_the_knee_of_a_surface_takes_the_mean_of_its_costs():
+    costs = [[0, 0], [0, 10], [10, 0], [10, 10], [3, 3]]
+    assert knee(costs, [1.0, 0.5, 0.5, 1e-4, 2e-4]) == 4
+    with pytest.raises(UsageError, match="a knee needs as many damages as costs, not 1 and 5"):
+        knee(costs, [1.0])

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from mpsearch import BitMap, Format, UsageError, quantized
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.model import evaluating, owner
-from mpsearch.quant import ActivationRange, activation_ranges, quantize_activation, quantize_weight
+from mpsearch.quant import (
+    ActivationRange,
+    activation_errors,
+    activation_ranges,
+    quantize_activation,
+    quantize_weight,
+)
 from mpsearch.quant.bank import WeightBank
 
 SHAPES = {0: (5, 3, 3, 3), 1: (4, 6, 2, 2)}
@@ -87,6 +93,13 @@ def test_activation_grids_hold_zero_and_their_own_points(low, high, bits):
     assert len(once.unique()) <= 2**bits
     assert quantize_activation(torch.zeros(1), grid).item() == 0
     torch.testing.assert_close(quantize_activation(once, grid), once, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_on_many_grids_are_those_of_one_grid_each():
+    x = draw((3, 40, 5), tail=2.0)
+    grids = [ActivationRange(low, high, bits) for low, high, bits in ((-2.0, 5.0, 4), (0.0, 3.0, 8), (-1.0, 0.0, 6))]
+    expected = torch.stack([(quantize_activation(x, grid) - x).flatten() for grid in grids])
+    torch.testing.assert_close(activation_errors(x, grids), expected, rtol=0, atol=1e-6)
 
 
 def test_activation_ranges_minimise_the_rounding_error(deconv):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training import classifier, data, diffusion, sagan
+from training import classifier, cyclegan, data, diffusion, sagan
 
 SAGAN = {
     "seed": 0,
@@ -46,6 +46,17 @@ DIFFUSION = {
         "clip_sample": True,
     },
 }
+CYCLEGAN = {
+    "seed": 0,
+    "batch": 4,
+    "learning_rate": 2e-4,
+    "betas": [0.5, 0.999],
+    "cycle": 10.0,
+    "identity": 5.0,
+    "ema": 0.9,
+    "bfloat16": True,
+    "checkpoint_every": 2,
+}
 CLASSIFIER = {"seed": 0, "batch": 16, "learning_rate": 1e-3, "weight_decay": 1e-4}
 
 
@@ -59,19 +70,26 @@ def images(tmp_path, monkeypatch):
                 stream.write(bytes(header) + rng.integers(0, top, shape, np.uint8).tobytes())
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     monkeypatch.setattr(sagan, "settle", lambda ema, seed: ema.eval())
+    monkeypatch.setattr(cyclegan, "BUFFER", 6)
     with torch.random.fork_rng():
         yield
 
 
 def run(train, config, work, **steps):
     train({**config, "work": str(work), **steps})
-    (file,) = work.rglob("*.safetensors")
-    return load_file(file)
+    files = sorted(work.rglob("*.safetensors"))
+    assert files
+    return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize(
     ("train", "config", "unit"),
-    [(sagan.train, SAGAN, "steps"), (diffusion.train, DIFFUSION, "steps"), (classifier.train, CLASSIFIER, "epochs")],
+    [
+        (sagan.train, SAGAN, "steps"),
+        (cyclegan.train, CYCLEGAN, "steps"),
+        (diffusion.train, DIFFUSION, "steps"),
+        (classifier.train, CLASSIFIER, "epochs"),
+    ],
 )
 def test_a_killed_training_continues_exactly(train, config, unit, tmp_path, monkeypatch):
     whole = run(train, config, tmp_path / "whole", **{unit: 4 if unit == "steps" else 2})
@@ -119,7 +137,26 @@ def test_the_timesteps_of_a_batch_are_spread_over_all():
         assert sorted((t // 100).tolist()) == list(range(10))
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("sagan", SAGAN), ("diffusion", DIFFUSION), ("classifier", CLASSIFIER)])
+def test_the_buffer_of_fakes_keeps_its_size_and_shows_old_ones():
+    torch.manual_seed(0)
+    fakes = torch.arange(40.0).reshape(10, 4, 1, 1, 1)
+    kept, seen = torch.empty(0, 1, 1, 1), []
+    for fresh in fakes:
+        before = kept
+        kept, shown = cyclegan.recall(kept, fresh)
+        seen.append(shown.flatten())
+        old, new = set(before.flatten().tolist()), set(fresh.flatten().tolist())
+        assert set(shown.flatten().tolist()) <= old | new
+        assert len(kept) == min(6, len(before) + 4)
+    assert torch.equal(seen[0], fakes[0].flatten())  # nothing to swap with yet
+    stale = (torch.stack(seen) != fakes.reshape(10, 4))[2:].double().mean().item()
+    assert 0.25 < stale < 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("sagan", SAGAN), ("cyclegan", CYCLEGAN), ("diffusion", DIFFUSION), ("classifier", CLASSIFIER)],
+)
 def test_the_shipped_training_configs_are_complete(name, wanted):
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())
     assert {*wanted, "epochs" if name == "classifier" else "steps", "work"} == set(config)

@@ -5,8 +5,11 @@ from torch import nn
 
 from mpsearch import ArtifactError, ModelError, UsageError
 from mpsearch.features import frechet_distance, moments
+from mpsearch.inputs import Tensors
+from mpsearch.layers import find_layers
 from mpsearch.quality import Reference
-from mpsearch.zoo import WEIGHTS, classifier, fashion_features, load_generator, reference_path, sagan
+from mpsearch.zoo import WEIGHTS, classifier, cyclegan, fashion_features, load_generator, reference_path, sagan
+from mpsearch.zoo.cyclegan import CycleGANGenerator
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +36,79 @@ def test_its_distance_to_real_images_is_that_of_a_trained_generator(features):
     assert generated < frechet_distance(moments(fashion_features(noise)), target) / 20
 
 
+@pytest.fixture(scope="module")
+def shoes():
+    """Every shipped picture of both domains, and its translation."""
+    path, everything = str(WEIGHTS / "fashion_mnist_shoes.npz"), torch.arange(1000)
+    real = {name: Tensors(path, name, -1.0, 1.0).rows(everything) for name in ("sneaker", "boot")}
+    with torch.no_grad():
+        return real, {name: cyclegan(f"{name}2{other}")(real[name]) for name, other in OTHER.items()}
+
+
+OTHER, LABEL = {"sneaker": "boot", "boot": "sneaker"}, {"sneaker": 7, "boot": 9}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_translations_are_taken_for_the_other_domain(name, shoes):
+    real, made = shoes
+    target = OTHER[name]
+    sources, wanted = (
+        Reference.load(WEIGHTS / f"fashion_mnist_{domain}_features.safetensors").features for domain in (name, target)
+    )
+    assert torch.allclose(fashion_features(real[target][:50]), wanted[:50], atol=1e-4)
+    found, head = fashion_features(made[name]), classifier().head
+    before, after = ((head(few).argmax(1) == LABEL[target]).double().mean() for few in (sources, found))
+    assert before < 0.1
+    assert after > 0.85
+    apart = frechet_distance(moments(sources), moments(wanted))
+    assert frechet_distance(moments(found), moments(wanted)) < apart / 20
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_translation_remembers_its_source(name, shoes):
+    real, made = shoes
+    with torch.no_grad():
+        again = cyclegan(f"{OTHER[name]}2{name}")(made[name])
+    error = (again - real[name]).abs().flatten(1).mean(1)
+    others = (again - real[name].roll(1, 0)).abs().flatten(1).mean(1)
+    assert error.mean() < 0.12
+    assert (error < others).double().mean() > 0.95
+
+
+def test_a_direction_that_does_not_exist():
+    with pytest.raises(UsageError, match="no direction 'boot2boat'; there are sneaker2boot and boot2sneaker"):
+        cyclegan("boot2boat")
+
+
+def test_a_translator_is_what_the_paper_says():
+    torch.manual_seed(0)
+    model, images = CycleGANGenerator(), torch.rand(3, 1, 32, 32) * 2 - 1
+    assert sum(p.numel() for p in model.parameters()) < 350_000
+    layers = find_layers(model, (images,))
+    assert len(layers) == 3 + 2 * 4 + 3
+    assert [layer.name for layer in layers if layer.channel_axis == 1] == ["up.0.weight", "up.3.weight"]
+    with torch.no_grad():
+        whole = model(images)
+        assert whole.shape == images.shape
+        assert whole.abs().max() <= 1
+        one = model(images[1:2])
+        assert torch.allclose(one, whole[1:2], atol=1e-5)  # instance norm: samples do not see each other
+        assert model(torch.zeros(2, 1, 40, 24)).shape == (2, 1, 40, 24)
+        flat = model.stem[0](torch.full((1, 1, 32, 32), 0.7))
+        assert flat.std((2, 3)).max() < 1e-5  # reflection padding: no border
+        brighter = model.stem(images * 3 - 5)
+        assert torch.allclose(brighter, model.stem(images), atol=1e-3)  # instance norm takes scale and offset away
+
+
 def test_what_ships_is_small_and_documented():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 25e6
-    for name in ("sagan", "diffusion", "classifier"):
+    for name in ("sagan", "cyclegan", "diffusion", "classifier"):
         card = (WEIGHTS / f"{name}.md").read_text()
         for word in ("Data:", "Licence", "seed", "epochs" if name == "classifier" else "steps", " s on", f"{name}.png"):
             assert word in card, (name, word)
     for name in ("sagan", "diffusion"):
         assert "Fréchet distance" in (WEIGHTS / f"{name}.md").read_text()
+    assert "Copyright © 2017 Zalando SE" in (WEIGHTS / "cyclegan.md").read_text()  # of the pictures that ship
     assert float((WEIGHTS / "classifier.md").read_text().split("10,000 test images: ")[1][:6]) >= 0.91
 
 

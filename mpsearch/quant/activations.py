@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,18 @@ def quantize_activation(x: Tensor, grid: ActivationRange) -> Tensor:
     """Round ``x`` to the grid; any shape, same dtype."""
     rounded = torch.fake_quantize_per_tensor_affine(x.float(), grid.scale, grid.zero_point, 0, grid.top)
     return rounded.to(x.dtype)
+
+
+def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
+    """``quantize_activation(x, grid) − x`` on every grid in float32, ``(grids, elements of x)``."""
+
+    def column(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float32, device=x.device)[:, None]
+
+    flat, scale = x.detach().float().reshape(1, -1), column(grid.scale for grid in grids)
+    low, high = column(-grid.zero_point for grid in grids), column(grid.top - grid.zero_point for grid in grids)
+    codes = torch.mul(flat, 1 / scale).round_()
+    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(flat)
 
 
 def activation_ranges(
@@ -120,15 +132,10 @@ class _Tap:
 
 
 def _fit(values: Tensor, low: float, high: float, bits: int) -> ActivationRange:
-    best, least = ActivationRange(_single(low), _single(high), bits), float("inf")
-    for step in range(SHRINKS):
-        share = 1 - step / SHRINKS
-        # The two ends shrink together; one-sided data has only one end.
-        grid = ActivationRange(_single(low * share), _single(high * share), bits)
-        error = (quantize_activation(values, grid) - values).double().square().mean().item()
-        if error < least:
-            best, least = grid, error
-    return best
+    # The two ends shrink together; one-sided data has only one end.
+    shares = [1 - step / SHRINKS for step in range(SHRINKS)]
+    grids = [ActivationRange(_single(low * share), _single(high * share), bits) for share in shares]
+    return min(grids, key=lambda grid: activation_errors(values, [grid]).square_().sum().item())
 
 
 def _single(value: float) -> float:

@@ -50,6 +50,7 @@ class Bayes:
         tune: measures a map in place of the problem's evaluation, after a short tuning of the quantized generator as
             BOMP-NAS does (van Son et al., arXiv 2301.11810). The answer is then the best map *after* such a tuning; who
             compares it with others must tune these too.
+        sure: standard errors of the paired difference by which the answer must beat what was known before.
     """
 
     evaluations: int = 60
@@ -57,6 +58,7 @@ class Bayes:
     sampler: Literal["tpe", "nsga2"] = "tpe"
     storage: str | None = None
     tune: Callable[[BitMap], Measured] | None = field(default=None, repr=False)
+    sure: float = 0.0
 
     def __post_init__(self) -> None:
         if self.evaluations < 1:

@@ -25,7 +25,8 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
     Args:
         problem: the question.
         solvers: asked in turn; the ILP answer, size-only, every feasible uniform map and the answers of those before
-            are their starting points.
+            are their starting points. One that has an attribute ``sure`` must beat what is known by so many standard
+            errors: a long search fits the calibration inputs too.
         costs: every cost to report, budgets among them.
 
     Raises:
@@ -41,7 +42,10 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
     for solver in solvers:
         known = (*starts, *(answer.choice for answer in searched))
         searched.append(solver(undominated(replace(problem, starts=known))))
-    best = min([exact, *searched, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
+    best = min([exact, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
+    for solver, answer in zip(solvers, searched, strict=True):
+        if _beats(problem, answer, best, getattr(solver, "sure", 0.0)):
+            best = answer
     proposed = problem.predicted(exact.choice)
     bitmap = problem.bitmap(best.choice)
     return Solution(
@@ -57,6 +61,13 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
         method=best.method,
         baselines={name: _report(problem, answer, costs) for name, answer in baselines.items()},
     )
+
+
+def _beats(problem: Problem, answer: Answer, best: Answer, sure: float) -> bool:
+    """Whether an answer is better by as many standard errors as its solver asks for."""
+    if problem.evaluate is None:
+        return problem.predicted(answer.choice) < problem.predicted(best.choice)
+    return problem.measured(answer.choice).beats(problem.measured(best.choice), sure)
 
 
 def _baselines(problem: Problem) -> dict[str, Answer]:

@@ -35,7 +35,7 @@ class Refine:
         restarts: starting points to descend from, best first.
         others: near-optimal maps of the table, as different as can be, among the starting points.
         patience: moves in a row that may fail before a map is called a local optimum.
-        sure: standard errors of the paired difference by which a move must be better.
+        sure: standard errors of the paired difference by which a move, or where another start leads, must be better.
     """
 
     evaluations: int = 100
@@ -61,7 +61,9 @@ class Refine:
             end, found = self._descend(problem, np.array(start), tried)
             ends.append(end)
             optimal = optimal and found
-        best = min(ends, key=lambda choice: tried[tuple(choice)].value)
+        best = ends[0]
+        for end in ends[1:]:
+            best = end if tried[tuple(end)].beats(tried[tuple(best)], self.sure) else best
         return Answer("refine", best, "local optimum" if optimal else "evaluations spent")
 
     def _descend(self, problem: Problem, best: Choice, tried: dict[tuple[int, ...], Measured]) -> tuple[Choice, bool]:

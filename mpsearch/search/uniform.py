@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleBudget
 from mpsearch.search.feasible import check_feasible
 from mpsearch.types import FLOAT_BITS, Answer, Choice, Problem
+
+PLAIN = 3.0  # times the damage; one bit fewer has four times or more
 
 
 @dataclass(frozen=True)
@@ -17,16 +20,35 @@ class Uniform:
 
     def __call__(self, problem: Problem) -> Answer:
         check_feasible(problem)
-        maps = [choice for choice in uniform_choices(problem) if problem.feasible(choice)]
+        maps = sorted(filter(problem.feasible, uniform_choices(problem)), key=problem.predicted)
         if not maps:
             raise InfeasibleBudget("no uniform map meets the budgets")
-        return Answer("uniform", min(maps, key=problem.damage_of), "feasible")
+        best = maps[0]
+        if problem.evaluate is not None:
+            least = problem.measured(best)
+            for choice in maps[1:]:
+                if _plainly_worse(problem, choice, best, least.value):
+                    continue
+                found = problem.measured(choice, least)  # on a part of the samples where that is plainly enough
+                if found.n == least.n and found.value < least.value:
+                    best, least = choice, found
+        return Answer("uniform", best, "feasible")
+
+
+def _plainly_worse(problem: Problem, choice: Choice, best: Choice, error: float) -> bool:
+    """Whether a map is nowhere finer than the best and far worse by a prediction that holds for the best.
+
+    Where errors saturate the table says nothing, and a coarser map may well have less of them.
+    """
+    fine, promised = np.stack([problem.bits(), _act_bits(problem)]), problem.predicted(best)
+    coarser = bool((fine[:, choice] <= fine[:, best]).all())
+    return coarser and error < PLAIN * promised and problem.predicted(choice) > PLAIN * max(promised, error)
 
 
 def uniform_choices(problem: Problem) -> list[Choice]:
     """One map a format. A unit that cannot take it (pinned, floored, no activations) takes what is nearest to it."""
     bits = problem.bits()
-    acts = np.array([format.act_bits or FLOAT_BITS for format in problem.formats])
+    acts = _act_bits(problem)
     found: dict[tuple[int, ...], Choice] = {}
     for column in range(len(bits)):
         # Nearest: as many weight bits, or more rather than fewer; then by the bits of the activations.
@@ -36,3 +58,8 @@ def uniform_choices(problem: Problem) -> list[Choice]:
         choice = np.where(problem.allowed[:, column], column, nearest)
         found.setdefault(tuple(choice), choice.astype(np.int64))
     return list(found.values())
+
+
+def _act_bits(problem: Problem) -> NDArray[np.float64]:
+    """Bits of the activations of each column, float as 32."""
+    return np.array([format.act_bits or FLOAT_BITS for format in problem.formats], np.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpsearch.errors import ModelError
 from mpsearch.model import evaluating, forward, inputs_mapped, one_line, substituted
-from mpsearch.quant import quantize_activation
+from mpsearch.quant import activation_errors
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Format
 
@@ -23,7 +23,7 @@ ADVICE = "use the estimator 'perturbation', which needs no gradient"
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """One reading of a layer's input: the tensor ``x``, and its rounding errors, ``(widths, elements)``."""
+    """One reading of a layer's input: the tensor ``x``, and its rounding errors in float32, ``(widths, elements)``."""
 
     x: Tensor
     errors: Tensor
@@ -188,9 +188,8 @@ def _taps(
     def tap(name: str) -> Callable[[Tensor], Tensor]:
         def read(x: Tensor) -> Tensor:
             own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            with torch.no_grad():
-                errors = [(quantize_activation(x, ranges[name, bits]) - x).flatten() for bits in widths]
-            reads.setdefault(name, []).append(Read(own, torch.stack(errors)))
+            errors = activation_errors(x, [ranges[name, bits] for bits in widths])
+            reads.setdefault(name, []).append(Read(own, errors))
             return own
 
         return read

@@ -19,10 +19,13 @@ Array = NDArray[np.float64]
 def rounding_errors(subject: Subject, columns: Sequence[Format], power: int = 1) -> dict[str, Tensor]:
     """Layer → ``ΔW^power`` in float32, ``(weight formats, weights)``."""
     found = {}
+    kinds = _kinds(columns)
     for layer in subject.layers:
-        weight = subject.bank.weight(layer.name).float()
-        deltas = [subject.bank.dequantized(layer.name, kind).float() - weight for kind in _kinds(columns)]
-        found[layer.name] = torch.stack(deltas).flatten(1) ** power
+        weight = subject.bank.weight(layer.name).detach().float()
+        errors = weight.new_empty(len(kinds), *weight.shape)
+        for error, kind in zip(errors, kinds, strict=True):
+            torch.sub(subject.bank.dequantized(layer.name, kind), weight, out=error)
+        found[layer.name] = _powered(errors.flatten(1), power)
     return found
 
 
@@ -38,7 +41,7 @@ def projected(pullback: Pullback, errors: Mapping[str, Tensor], columns: Sequenc
     weights = np.zeros((len(errors), len(_kinds(columns))))
     for row, (name, error) in enumerate(errors.items()):
         if (grad := pullback.weights[name]) is not None:
-            weights[row] = (error @ grad.flatten().float() ** power).double().cpu().numpy()
+            weights[row] = (error @ _powered(grad.flatten().float(), power)).double().cpu().numpy()
     return _with_inputs(weights, pullback, list(errors), columns, power)
 
 
@@ -87,10 +90,16 @@ def _with_inputs(
     for row, name in enumerate(names):
         for grad, read in pullback.inputs.get(name, ()):
             if grad is not None:
-                inputs[row, 1:] += (read.errors.float() ** power @ grad.flatten().float() ** power).cpu().numpy()
+                inputs[row, 1:] += (
+                    (_powered(read.errors, power) @ _powered(grad.flatten().float(), power)).cpu().numpy()
+                )
     kind = [kinds.index(format.weight_only) for format in columns]
     width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in columns]
     return weights[:, kind] + inputs[:, width]
+
+
+def _powered(values: Tensor, power: int) -> Tensor:
+    return values if power == 1 else values.square()  # torch's pow copies even where there is nothing to raise
 
 
 def _kinds(columns: Sequence[Format]) -> list[Format]:

@@ -11,13 +11,13 @@ from mpsearch.types.bitmap import BitMap
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A map that no other map of its frontier beats in both the cost and the predicted damage.
+    """A map that no other map of its frontier beats in the costs that are traded and the predicted damage.
 
     Attributes:
         bitmap: layer name → format, without activation ranges.
         costs: every cost of the map by name.
         predicted: sum of the damage table over the map, in its measure.
-        optimal: whether the solver proved that no map of at most this cost is better, within its gap.
+        optimal: whether the solver proved that no map under the same limits is better, within its gap.
         knee: whether this is the corner of the frontier, beyond which a unit of cost buys less than on average.
     """
 

@@ -1,24 +1,41 @@
-"""Generators and feature networks: the embedded ones, and how a user's own are found."""
+"""Generators and feature networks: the embedded ones, published ones, and how a user's own are found."""
 
+from mpsearch.zoo.diffusion import Denoiser, Sampler, sampler
 from mpsearch.zoo.embedded import (
     WEIGHTS,
     classifier,
+    cyclegan,
     diffusion,
     diffusion_step,
     fashion_features,
     reference_path,
     sagan,
 )
-from mpsearch.zoo.loading import load_generator, resolve
+from mpsearch.zoo.image_features import EfficientNetFeatures
+from mpsearch.zoo.loading import is_published, load_generator, resolve
+from mpsearch.zoo.pretrained import load_diffusers
+from mpsearch.zoo.published import PUBLISHED, Note, fetch_published, load_published, unheard
 
 __all__ = [
+    "PUBLISHED",
     "WEIGHTS",
+    "Denoiser",
+    "EfficientNetFeatures",
+    "Note",
+    "Sampler",
     "classifier",
+    "cyclegan",
     "diffusion",
     "diffusion_step",
     "fashion_features",
+    "fetch_published",
+    "is_published",
+    "load_diffusers",
     "load_generator",
+    "load_published",
     "reference_path",
     "resolve",
     "sagan",
+    "sampler",
+    "unheard",
 ]

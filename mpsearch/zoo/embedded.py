@@ -1,4 +1,4 @@
-"""What ships inside the package: generators, and the classifier that judges them."""
+"""What ships inside the package: trained generators, and the classifier that judges them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mpsearch.errors import UsageError
 from mpsearch.zoo.classifier import FashionClassifier
-from mpsearch.zoo.diffusion import Denoiser, Sampler, load_unet, read_config
+from mpsearch.zoo.cyclegan import CycleGANGenerator
+from mpsearch.zoo.diffusion import Denoiser, Sampler, sampler
 from mpsearch.zoo.loading import load_weights
+from mpsearch.zoo.pretrained import load_diffusers
 from mpsearch.zoo.sagan import SAGANGenerator
 
 WEIGHTS = Path(__file__).parent / "weights"
 DIFFUSION = WEIGHTS / "diffusion"  # a diffusers pipeline
+DIRECTIONS = ("sneaker2boot", "boot2sneaker")
 
 
 def sagan() -> SAGANGenerator:
@@ -25,18 +29,22 @@ def sagan() -> SAGANGenerator:
 
 
 def diffusion(steps: int = 20) -> Sampler:
-    """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card.
-
-    Raises:
-        UsageError: fewer than 1 step, or the package diffusers is missing.
-    """
-    schedule = read_config(DIFFUSION / "scheduler" / "scheduler_config.json")
-    return Sampler(load_unet(DIFFUSION / "unet"), schedule, steps).eval()
+    """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card."""
+    return sampler(DIFFUSION, steps)
 
 
 def diffusion_step() -> Denoiser:
     """One step of it: the bare U-Net."""
-    return Denoiser(load_unet(DIFFUSION / "unet")).eval()
+    return Denoiser(load_diffusers(DIFFUSION, "unet")).eval()
+
+
+def cyclegan(direction: str = "sneaker2boot") -> CycleGANGenerator:
+    """The trained translator of sneakers to ankle boots, or ``boot2sneaker``; ``weights/cyclegan.md`` is its card."""
+    if direction not in DIRECTIONS:
+        raise UsageError(f"no direction {direction!r}; there are {' and '.join(DIRECTIONS)}")
+    model = CycleGANGenerator()
+    load_weights(model, WEIGHTS / f"cyclegan_{direction}.safetensors")
+    return model.eval()
 
 
 def classifier() -> FashionClassifier:

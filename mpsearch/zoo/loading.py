@@ -1,4 +1,4 @@
-"""A user's generator: a factory, and weights in safetensors."""
+"""A generator by the name of its factory: a user's, with weights in safetensors, or one of the zoo."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from torch import nn
 
 from mpsearch.errors import ArtifactError, ModelError, MpsearchError, UsageError
 from mpsearch.model import one_line
+from mpsearch.zoo.published import Note, load_published, unheard
+from mpsearch.zoo.state import fit
+
+PREFIX = "zoo:"
 
 
-def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any], base: Path) -> nn.Module:
+def load_generator(
+    factory: str, weights: Path | None, options: Mapping[str, Any], base: Path, note: Note = unheard
+) -> nn.Module:
     """Build a generator and load its weights, in evaluation mode.
 
     Args:
-        factory: ``module:function`` or ``path/to/file.py:function``; called with ``options``.
+        factory: ``module:function`` or ``path/to/file.py:function``, called with ``options``; ``zoo:NAME`` for one of
+            ``PUBLISHED``, which brings its weights.
         weights: safetensors with the generator's ``state_dict``; None keeps what the factory made.
         options: keyword arguments.
         base: folder where relative paths and modules are looked for first; then the working directory.
+        note: told origin and licence of what is fetched.
     """
+    if is_published(factory):
+        if weights is not None or options:
+            raise UsageError(f"{factory} brings its own weights and takes no options")
+        return load_published(factory.removeprefix(PREFIX), note)
     build = resolve(factory, base)
     try:
         model = build(**options)
@@ -39,6 +51,11 @@ def load_generator(factory: str, weights: Path | None, options: Mapping[str, Any
     if weights is not None:
         load_weights(model, base / weights if (base / weights).exists() else weights)
     return model.eval()
+
+
+def is_published(factory: str) -> bool:
+    """Whether the factory is a name of the zoo's; a function in a ``zoo.py`` of one's own is ``zoo.py:function``."""
+    return factory.startswith(PREFIX)
 
 
 def resolve(name: str, base: Path) -> Callable[..., Any]:
@@ -65,18 +82,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ArtifactError(f"the weights {path} do not exist") from None
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
-    own = model.state_dict(keep_vars=True)
-    present = {own[key].data_ptr() for key in state if key in own}  # a tied tensor may be stored under one name only
-    wrong = [f"{k} is missing" for k in own if k not in state and own[k].data_ptr() not in present]
-    wrong += [f"{k} is unknown to the model" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if wrong:
-        raise ArtifactError(f"{path} does not fit the model in {len(wrong)} entries: {'; '.join(wrong[:3])}")
-    model.load_state_dict(state, strict=False)
+    fit(model, state, path)
 
 
 def _from_file(path: Path) -> Any:
