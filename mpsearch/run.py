@@ -96,6 +96,10 @@ class Run:
                     given = ModelConfig.model_validate(named)
                 except ValidationError as error:
                     raise UsageError(f"inputs.{number}.sampler: {error.errors()[0]['msg']}") from None
+                if given.diffusers is not None:
+                    raise UsageError(
+                        f"inputs.{number}.sampler: a folder is an option of the factory mpsearch.zoo:sampler"
+                    )
                 found[number] = load_generator(given.factory, given.weights, given.options, self.config.base)
         return found
 

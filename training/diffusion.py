@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpsearch.report import save_grid
-from mpsearch.zoo.diffusion import WEIGHTS_FILE, Sampler
+from mpsearch.zoo.diffusion import Sampler
+from mpsearch.zoo.pretrained import WEIGHTS
 from training import checkpoint, options
 from training.data import fashion_mnist
 from training.sagan import average
@@ -45,7 +46,7 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDIMScheduler, folder: Path, fac
     """A diffusers folder; ``facts`` go into the header of the weights."""
     unet.save_config(folder / "unet")
     scheduler.save_config(folder / "scheduler")
-    save_file(unet.state_dict(), folder / "unet" / WEIGHTS_FILE, {"format": "pt", **facts})
+    save_file(unet.state_dict(), folder / "unet" / f"{WEIGHTS}.safetensors", {"format": "pt", **facts})
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "DDIMPipeline", **PARTS}, indent=2) + "\n")
 
 

@@ -24,7 +24,6 @@ from mpsearch.layers import find_layers
 from mpsearch.quality import Reference, distances
 from mpsearch.report import save_grid
 from mpsearch.zoo.classifier import FashionClassifier
-from mpsearch.zoo.diffusion import WEIGHTS_FILE
 from mpsearch.zoo.embedded import (
     DIFFUSION,
     DIRECTIONS,
@@ -154,6 +153,32 @@ def package_stylegan2(config: dict[str, Any]) -> None:
     (WEIGHTS / "stylegan2.md").write_text(card)
 
 
+def package_diffusion(config: dict[str, Any]) -> None:
+    shutil.copytree(Path(config["work"]) / "pipeline", DIFFUSION, dirs_exist_ok=True)
+    model = diffusion()
+    images = generate(model, (1, 32, 32))
+    facts = facts_of(DIFFUSION / "unet" / "diffusion_pytorch_model.safetensors")
+    save_grid(WEIGHTS / "diffusion.png", {"samples of the generator, not selected": images[:16]})
+    layers = find_layers(diffusion_step(), (images[:1], torch.zeros(1, dtype=torch.int64)))
+    card = f"""# Diffusion U-Net, 32x32 grey
+
+- Use: `mpsearch.zoo.diffusion()` is the whole sampler, noise (N, 1, 32, 32) from N(0, 1) to images of that shape in
+  [-1, 1]; `mpsearch.zoo.diffusion_step()` is one call of the U-Net. The folder `diffusion` is a diffusers pipeline.
+- Architecture: diffusers' UNet2DModel with timestep embedding, attention at 8x8 and concatenated skips;
+  {len(layers)} quantizable layers, {sum(p.numel() for p in model.parameters()):,} weights, {sum(layer.macs for layer in layers) / 1e6:.1f} million MACs a call. Velocity prediction on a
+  cosine schedule of 1000 steps (Salimans, Ho, ICLR 2022), sampled by {len(model.timesteps)} steps of DDIM with eta 0 (Song, Meng, Ermon,
+  ICLR 2021).
+- Data: {DATA}.
+- Licence of the weights: Apache-2.0, as the project.
+{figures(images)}
+- Training: `python -m training.diffusion configs/training/diffusion.yaml`, seed {config["seed"]}, {facts["step"]} steps of
+  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; exponential moving average.
+
+![samples](diffusion.png)
+"""
+    (WEIGHTS / "diffusion.md").write_text(card)
+
+
 def package_cyclegan(config: dict[str, Any]) -> None:
     work, judge = Path(config["work"]), classifier()
     test = {name: cycle.domain("t10k", name) for name in cycle.DOMAINS}
@@ -241,32 +266,6 @@ MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVE
 FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
 CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
-
-
-def package_diffusion(config: dict[str, Any]) -> None:
-    shutil.copytree(Path(config["work"]) / "pipeline", DIFFUSION, dirs_exist_ok=True)
-    model = diffusion()
-    images = generate(model, (1, 32, 32))
-    facts = facts_of(DIFFUSION / "unet" / WEIGHTS_FILE)
-    save_grid(WEIGHTS / "diffusion.png", {"samples of the generator, not selected": images[:16]})
-    layers = find_layers(diffusion_step(), (images[:1], torch.zeros(1, dtype=torch.int64)))
-    card = f"""# Diffusion U-Net, 32x32 grey
-
-- Use: `mpsearch.zoo.diffusion()` is the whole sampler, noise (N, 1, 32, 32) from N(0, 1) to images of that shape in
-  [-1, 1]; `mpsearch.zoo.diffusion_step()` is one call of the U-Net. The folder `diffusion` is a diffusers pipeline.
-- Architecture: diffusers' UNet2DModel with timestep embedding, attention at 8x8 and concatenated skips;
-  {len(layers)} quantizable layers, {sum(p.numel() for p in model.parameters()):,} weights, {sum(layer.macs for layer in layers) / 1e6:.1f} million MACs a call. Velocity prediction on a
-  cosine schedule of 1000 steps (Salimans, Ho, ICLR 2022), sampled by {len(model.timesteps)} steps of DDIM with eta 0 (Song, Meng, Ermon,
-  ICLR 2021).
-- Data: {DATA}.
-- Licence of the weights: Apache-2.0, as the project.
-{figures(images)}
-- Training: `python -m training.diffusion configs/training/diffusion.yaml`, seed {config["seed"]}, {facts["step"]} steps of
-  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; exponential moving average.
-
-![samples](diffusion.png)
-"""
-    (WEIGHTS / "diffusion.md").write_text(card)
 
 
 PACKAGES: dict[str, Callable[[dict[str, Any]], None]] = {

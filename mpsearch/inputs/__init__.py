@@ -18,7 +18,7 @@ from mpsearch.inputs.regions import Box, Region, Shell, regions_of
 from mpsearch.inputs.shares import Purpose, Shares, Stock
 from mpsearch.inputs.statistics import Statistics
 from mpsearch.inputs.tensors import Tensors
-from mpsearch.inputs.trajectory import Trajectory
+from mpsearch.inputs.trajectory import Trajectories, Trajectory
 
 
 class Source(Protocol):
@@ -94,6 +94,7 @@ __all__ = [
     "Statistics",
     "Stock",
     "Tensors",
+    "Trajectories",
     "Trajectory",
     "Uniform",
     "draw",

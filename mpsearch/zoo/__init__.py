@@ -1,5 +1,6 @@
 """Generators and feature networks: the embedded ones, published ones, and how a user's own are found."""
 
+from mpsearch.zoo.diffusion import Denoiser, Sampler, sampler
 from mpsearch.zoo.embedded import (
     WEIGHTS,
     classifier,
@@ -20,9 +21,11 @@ from mpsearch.zoo.published import PUBLISHED, Note, fetch_published, load_publis
 __all__ = [
     "PUBLISHED",
     "WEIGHTS",
+    "Denoiser",
     "EfficientNetFeatures",
     "InceptionFeatures",
     "Note",
+    "Sampler",
     "classifier",
     "cyclegan",
     "diffusion",
@@ -36,6 +39,7 @@ __all__ = [
     "reference_path",
     "resolve",
     "sagan",
+    "sampler",
     "stylegan2",
     "unheard",
 ]

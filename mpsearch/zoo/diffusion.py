@@ -7,7 +7,7 @@ compared image by image. Both modules here hold the U-Net as ``unet``: a bit map
 
 from __future__ import annotations
 
-import json
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import ArtifactError, UsageError
-from mpsearch.zoo.loading import load_weights
+from mpsearch.errors import UsageError
+from mpsearch.zoo.pretrained import load_diffusers, read_mapping
 
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # what diffusers calls it
+SCHEDULE = "scheduler_config.json"  # what diffusers calls it
 
 
 class Denoiser(nn.Module):
@@ -29,8 +29,7 @@ class Denoiser(nn.Module):
         self.unet = unet
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        prediction: Tensor = self.unet(x, t).sample
-        return prediction
+        return predicted_by(self.unet, x, t)
 
 
 class Sampler(nn.Module):
@@ -43,7 +42,7 @@ class Sampler(nn.Module):
     alphas: Tensor
 
     def __init__(self, unet: nn.Module, schedule: Mapping[str, Any], steps: int = 20) -> None:
-        """``unet``: ``unet(x, t).sample``. ``schedule``: the configuration of a diffusers scheduler."""
+        """``unet``: see :func:`predicted_by`. ``schedule``: the configuration of a diffusers scheduler."""
         super().__init__()
         self.unet = unet
         scheduler = _scheduler(schedule, steps)
@@ -66,7 +65,7 @@ class Sampler(nn.Module):
     def _walk(self, x: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         """(x before the step, timestep, x after the step)."""
         for t, (alpha, following) in zip(self.timesteps, self.alphas, strict=True):
-            after = self._step(x, self.unet(x, t.expand(len(x))).sample, alpha, following)
+            after = self._step(x, predicted_by(self.unet, x, t.expand(len(x))), alpha, following)
             yield x, int(t), after
             x = after
 
@@ -84,13 +83,24 @@ class Sampler(nn.Module):
         return following**0.5 * image + (1 - following) ** 0.5 * noise
 
 
+def predicted_by(unet: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    """``unet(x, t)``, or its ``sample`` as diffusers' own classes return it."""
+    output = unet(x, t)
+    prediction: Tensor = output if isinstance(output, Tensor) else output.sample
+    return prediction
+
+
 def _scheduler(schedule: Mapping[str, Any], steps: int) -> Any:
     longest = schedule.get("num_train_timesteps", 1000)
     if not 1 <= steps <= longest:
         raise UsageError(f"a trajectory of {steps} steps: a sampler takes 1 … {longest} of them")
     if schedule.get("thresholding"):
         raise UsageError("the schedule asks for dynamic thresholding, which is not supported: set it to false")
-    scheduler = diffusers().DDIMScheduler.from_config(dict(schedule))
+    try:
+        own: Any = importlib.import_module("diffusers").DDIMScheduler
+    except ImportError:
+        raise UsageError("samplers need diffusers: pip install 'mpsearch[diffusers]'") from None
+    scheduler = own.from_config(dict(schedule))
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -99,28 +109,12 @@ def _alpha(scheduler: Any, t: int) -> float:
     return float(scheduler.alphas_cumprod[t] if t >= 0 else scheduler.final_alpha_cumprod)
 
 
-def diffusers() -> Any:
-    """The package, an optional extra; importing it takes seconds, so it is done here."""
-    try:
-        import diffusers
-    except ImportError:
-        raise UsageError("diffusion U-Nets need the package diffusers: pip install 'mpsearch[diffusers]'") from None
-    return diffusers
+def sampler(folder: str | Path, steps: int = 20) -> Sampler:
+    """An unconditional pipeline as diffusers saves it, ``unet`` and ``scheduler``, with its whole sampler.
 
-
-def load_unet(folder: Path) -> nn.Module:
-    """The UNet2DModel that ``save_pretrained`` left in ``folder``, its weights loaded strictly, in evaluation mode."""
-    unet: nn.Module = diffusers().UNet2DModel.from_config(read_config(folder / "config.json"))
-    load_weights(unet, folder / WEIGHTS_FILE)
-    return unet.eval()
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration as diffusers writes it."""
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is no diffusers configuration: {error}") from None
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path} holds a {type(config).__name__}, not a diffusers configuration")
-    return config
+    Raises:
+        UsageError: fewer than 1 step or more than the schedule has; diffusers is missing.
+        ArtifactError: see :func:`load_diffusers`; the configuration of the scheduler cannot be read.
+    """
+    unet, schedule = load_diffusers(Path(folder), "unet"), read_mapping(Path(folder) / "scheduler" / SCHEDULE)
+    return Sampler(unet, schedule, steps).eval()

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from mpsearch.errors import UsageError
 from mpsearch.zoo.classifier import FashionClassifier
 from mpsearch.zoo.cyclegan import CycleGANGenerator
-from mpsearch.zoo.diffusion import Denoiser, Sampler, load_unet, read_config
+from mpsearch.zoo.diffusion import Denoiser, Sampler, sampler
 from mpsearch.zoo.loading import load_weights
+from mpsearch.zoo.pretrained import load_diffusers
 from mpsearch.zoo.sagan import SAGANGenerator
 from mpsearch.zoo.stylegan2 import StyleGAN2Generator
 
@@ -45,6 +46,16 @@ def stylegan2(space: Literal["z", "w"] = "z") -> StyleGAN2Generator:
     return model.eval()
 
 
+def diffusion(steps: int = 20) -> Sampler:
+    """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card."""
+    return sampler(DIFFUSION, steps)
+
+
+def diffusion_step() -> Denoiser:
+    """One step of it: the bare U-Net."""
+    return Denoiser(load_diffusers(DIFFUSION, "unet")).eval()
+
+
 def cyclegan(direction: str = "sneaker2boot") -> CycleGANGenerator:
     """The trained translator of sneakers to ankle boots, or ``boot2sneaker``; ``weights/cyclegan.md`` is its card."""
     if direction not in DIRECTIONS:
@@ -52,21 +63,6 @@ def cyclegan(direction: str = "sneaker2boot") -> CycleGANGenerator:
     model = CycleGANGenerator()
     load_weights(model, WEIGHTS / f"cyclegan_{direction}.safetensors")
     return model.eval()
-
-
-def diffusion(steps: int = 20) -> Sampler:
-    """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card.
-
-    Raises:
-        UsageError: fewer than 1 step, or the package diffusers is missing.
-    """
-    schedule = read_config(DIFFUSION / "scheduler" / "scheduler_config.json")
-    return Sampler(load_unet(DIFFUSION / "unet"), schedule, steps).eval()
-
-
-def diffusion_step() -> Denoiser:
-    """One step of it: the bare U-Net."""
-    return Denoiser(load_unet(DIFFUSION / "unet")).eval()
 
 
 def classifier() -> FashionClassifier:

@@ -38,7 +38,7 @@ def load_diffusers(folder: Path, component: str | None = None) -> nn.Module:
         ArtifactError: not such a folder, another class, pickled weights, weights that do not fit.
     """
     place = _component(folder, component)
-    config = _read(place / "config.json")
+    config = read_mapping(place / "config.json")
     kind = _kind(config)
     if kind not in KINDS:
         raise ArtifactError(f"{place} holds a {kind or 'model without _class_name'}, expected {', '.join(KINDS)}")
@@ -76,9 +76,13 @@ def _component(folder: Path, component: str | None) -> Path:
         if not (folder / "config.json").exists():
             raise ArtifactError(f"{folder} has no model_index.json and no config.json: not a diffusers folder")
         if component is not None:
-            raise UsageError(f"{folder} is a single {_kind(_read(folder / 'config.json'))}: leave {component!r} out")
+            raise UsageError(
+                f"{folder} is a single {_kind(read_mapping(folder / 'config.json'))}: leave {component!r} out"
+            )
         return folder
-    entries = {name: entry[1] for name, entry in _read(index).items() if isinstance(entry, list) and len(entry) == 2}
+    entries = {
+        name: entry[1] for name, entry in read_mapping(index).items() if isinstance(entry, list) and len(entry) == 2
+    }
     fitting = {name: kind for name, kind in entries.items() if kind in (*KINDS, EARLY)}
     names = ", ".join(f"{name} ({kind})" for name, kind in fitting.items()) or f"none of {', '.join(KINDS)}"
     if component is None:
@@ -92,7 +96,8 @@ def _component(folder: Path, component: str | None) -> Path:
     return folder / component
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A configuration as diffusers writes it."""
     try:
         payload = json.loads(path.read_bytes())
     except OSError as error:
