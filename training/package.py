@@ -146,7 +146,8 @@ def package_stylegan2(config: dict[str, Any]) -> None:
 {figures(images)}
 - Training: `python -m training.stylegan2 configs/training/stylegan2.yaml`, seed {config["seed"]}, {facts["step"]} steps of
   batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; non-saturating loss, lazy R1, exponential
-  moving average.
+  moving average. The schedule was chosen while it ran, between resumptions: images are cut to [-1, 1] from step
+  {config["cut_images_from"]:,} on, features at 4 from step {config["cut_features_from"]:,} on, weight of R1 by first step {config["penalty"]}.
 
 ![samples](stylegan2.png)
 """
