@@ -20,7 +20,6 @@ from mpsearch.zoo import (
 )
 from mpsearch.zoo.cyclegan import CycleGANGenerator
 
-
 DISTANCES = {sagan: 1.5, stylegan2: 3.5}  # at most, n = 2,000
 
 
