@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from mpsearch import __version__, api, cli
+from mpsearch import __version__, cli, validation
 from mpsearch.cli import app
 
 SMALL = """
@@ -295,7 +295,7 @@ def test_a_killed_run_continues_and_gives_the_same_answer(project):
 
 def test_quality_cut_off_half_way_keeps_its_finished_batches(project, monkeypatch):
     assert process("run", "small.yaml", "--out", "whole").returncode == 0
-    made, draw = [], api.output
+    made, draw = [], validation.output
 
     def output(model, inputs, index):
         made.append(index)
@@ -303,7 +303,7 @@ def test_quality_cut_off_half_way_keeps_its_finished_batches(project, monkeypatc
             raise KeyboardInterrupt
         return draw(model, inputs, index)
 
-    monkeypatch.setattr(api, "output", output)
+    monkeypatch.setattr(validation, "output", output)
     call("run", "small.yaml", "--out", "cut")
     assert len(made) == 17
     assert call("run", "small.yaml", "--out", "cut")[0] == 0
