@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import mpsearch
-from mpsearch.api import limit_of, make_subject
+from mpsearch.api import make_subject
+from mpsearch.budgets import limit_of
 from mpsearch.errors import MpsearchError, UsageError
 from mpsearch.inputs import SOURCES, draw
 from mpsearch.registry import make

@@ -14,7 +14,8 @@ import numpy as np
 
 import mpsearch
 from benchmarks.allocation import BUDGETS, FORMATS, cases
-from mpsearch.api import first_order, limit_of, make_subject
+from mpsearch.api import first_order, make_subject
+from mpsearch.budgets import limit_of
 from mpsearch.search import Ilp, Refine, SizeOnly, Uniform, problem_of
 from mpsearch.sensitivity import OnePass
 from mpsearch.types import Budget

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.allocation import at_hand
 from mpsearch import api
+from mpsearch.budgets import cost_of
 from mpsearch.config import load_config
 from mpsearch.run import Run
 from mpsearch.types import BitMap, Format, Interval, Layers
@@ -50,14 +51,20 @@ def _family(run: Run) -> list[dict[str, str]]:
         found = api.search(table, run.layers, [f"bits<={bits}"], solvers, run.subject)
         maps[label := f"searched, {bits} bits"] = found.bitmap
         seconds[label] = shared + time.perf_counter() - start
-    whole, full = (api.cost_of(cost, BitMap({}), run.layers) for cost in ("size", "bops"))
+    whole, full = (cost_of(cost, BitMap({}), run.layers) for cost in ("size", "bops"))
     rows = []
     for label, bitmap in maps.items():
         quality = run.validate(run.subject.with_ranges(bitmap), f"quality-{len(rows)}")
-        size, bops = (api.cost_of(cost, bitmap, run.layers) for cost in ("size", "bops"))
+        fd = quality.figures["fd"]
+        size, bops = (cost_of(cost, bitmap, run.layers) for cost in ("size", "bops"))
         if not rows:
             rows.append(
-                {"map": "float", "bytes": f"{whole:,.0f}", "BOPs": f"{full:.2e}", "FD": _text(quality.fd_float)}
+                {
+                    "map": "float",
+                    "bytes": f"{whole:,.0f}",
+                    "BOPs": f"{full:.2e}",
+                    "FD": _text(fd.float),
+                }
             )
         rows.append(
             {
@@ -65,9 +72,9 @@ def _family(run: Run) -> list[dict[str, str]]:
                 "bytes": f"{size:,.0f} ({size / whole:.1%})",
                 "BOPs": f"{bops:.2e} ({bops / full:.1%})",
                 "PSNR, dB": _text(quality.psnr_db, 1),
-                "FD": _text(quality.fd_quantized),
-                "FD - float": f"{quality.fd_quantized.value - quality.fd_float.value:+.3g}",
-                "inside": "yes" if quality.fd_quantized.value <= quality.fd_float.high else "no",
+                "FD": _text(fd.quantized),
+                "FD - float": f"{quality.figures['fd'].quantized.value - quality.figures['fd'].float.value:+.3g}",
+                "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
                 "s": f"{seconds[label]:.0f}" if label in seconds else "–",
             }
         )

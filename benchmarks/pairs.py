@@ -16,7 +16,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.allocation import FORMATS, cases
-from mpsearch.api import limit_of, make_subject
+from mpsearch.api import make_subject
+from mpsearch.budgets import limit_of
 from mpsearch.search import Ilp, Quadratic
 from mpsearch.sensitivity import OnePass
 from mpsearch.types import Budget, Choice, Problem

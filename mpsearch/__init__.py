@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from mpsearch.api import allocate, estimate, export, frontier, search, validate
+from mpsearch.api import allocate, estimate, export, frontier, search
 from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
@@ -17,6 +17,7 @@ from mpsearch.layers import find_layers
 from mpsearch.quant import quantized
 from mpsearch.targets import smallest
 from mpsearch.types import BitMap, Budget, Format, Layer, Layers, Point, QualityReport, Solution, Table, Target, Unit
+from mpsearch.validation import validate, worst_case
 
 __version__ = version("mpsearch")
 
@@ -51,4 +52,5 @@ __all__ = [
     "smallest",
     "split",
     "validate",
+    "worst_case",
 ]

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from mpsearch.calibration import Calibration, Keep, Progress, at_once, output, silent
+from mpsearch.budgets import check_budgets, cost_of, limit_of, parse_budgets, reported_costs, size_of
+from mpsearch.calibration import Calibration, Progress, silent
 from mpsearch.cost import Latency, cost_models
-from mpsearch.errors import CalibrationError, ModelError, UsageError
+from mpsearch.errors import ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
-from mpsearch.features import extract, pooled_pixels
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
-from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
-from mpsearch.quality import Reference, distances, paired_quality
-from mpsearch.quant import WeightBank, applied
+from mpsearch.protocols import CostModel, Estimator, Solver
+from mpsearch.quant import WeightBank
 from mpsearch.quant.context import with_ranges
 from mpsearch.registry import lookup, make
 from mpsearch.search import (
@@ -36,7 +34,6 @@ from mpsearch.search import (
     counted,
     knee,
     leap_channels,
-    merged,
     naming_rules,
     pareto,
     predicted_by_channel,
@@ -57,15 +54,12 @@ from mpsearch.types import (
     Layers,
     Limit,
     Measured,
-    Paired,
     Pins,
     Point,
     Problem,
-    QualityReport,
     Solution,
     Table,
     Together,
-    decibels,
     parse_formats,
 )
 
@@ -231,7 +225,7 @@ def search(
     costs = cost_models() if costs is None else costs
     limits = [limit_of(budget, layers, table.formats, costs) for budget in parse_budgets(budgets, costs)]
     problem = problem_of(table, layers, limits)
-    reported = _reported(limits, problem, layers, costs)
+    reported = reported_costs(limits, problem, layers, costs)
     if isinstance(solvers, str):
         solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
     if subject is None:
@@ -315,7 +309,7 @@ def frontier(
     damages = [problem.predicted(answer.choice) for answer in answers]
     spent = [[limit.of(answer.choice) for limit in problem.limits[: len(traded)]] for answer in answers]
     corner = knee(spent, damages)
-    reported = _reported(limits, problem, layers, costs)
+    reported = reported_costs(limits, problem, layers, costs)
     return [
         Point(
             bitmap=problem.bitmap(answer.choice),
@@ -326,14 +320,6 @@ def frontier(
         )
         for at, (answer, damage) in enumerate(zip(answers, damages, strict=True))
     ]
-
-
-def _reported(limits: Sequence[Limit], problem: Problem, layers: Layers, costs: Mapping[str, CostModel]) -> list[Limit]:
-    """The budgets, and every other cost that is known of all choices, in the units of the problem."""
-    others = [name for name in costs if name not in {limit.budget.cost for limit in limits}]
-    found = [*limits, *(limit_of(Budget(name, math.inf), layers, problem.formats, costs) for name in others)]
-    found = [replace(limit, costs=merged(limit.costs, layers)) for limit in found]
-    return [limit for limit in found if not np.isnan(limit.costs.values[problem.allowed]).any()]
 
 
 def _completed(solution: Solution, problem: Problem, limits: Sequence[Limit]) -> Solution:
@@ -396,171 +382,9 @@ def _regroup(
     )
 
 
-def parse_budgets(
-    budgets: str | Budget | Iterable[str | Budget], costs: Mapping[str, CostModel] | None = None
-) -> tuple[Budget, ...]:
-    """At least one budget, on costs that exist."""
-    if not isinstance(budgets, (str, Budget, Iterable)):
-        raise UsageError(f"the budgets are {budgets!r}: expected a list such as ['bits<=4']")
-    several = (budgets,) if isinstance(budgets, (str, Budget)) else tuple(budgets)
-    if not several:
-        raise UsageError("no budget given: name at least one, such as bits<=4")
-    parsed = tuple(budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in several)
-    models = cost_models() if costs is None else costs
-    for budget in parsed:
-        if budget.cost == "latency" and "latency" not in models:
-            raise UsageError(f"the budget {budget} needs measured times: give a table of layer,format,milliseconds")
-        lookup("cost", models, budget.cost)
-    return parsed
-
-
-def limit_of(
-    budget: Budget, layers: Layers, columns: Sequence[Format], costs: Mapping[str, CostModel] | None = None
-) -> Limit:
-    """The budget with its cost table and its absolute limit."""
-    cost = lookup("cost", cost_models() if costs is None else costs, budget.cost)
-    full = cost(layers, (FLOAT,))
-    total = full.total(full.values[:, 0])
-    if budget.relative and math.isnan(total):
-        row = int(np.flatnonzero(np.isnan(full.values[:, 0]))[0])
-        raise UsageError(
-            f"{budget} is a share of the float generator, but the time of {layers[row].name},float is missing"
-        )
-    return Limit(budget, cost(layers, columns), budget.absolute(total), total)
-
-
-def check_budgets(
-    layers: Layers,
-    formats: Sequence[Format],
-    budgets: Sequence[Budget],
-    costs: Mapping[str, CostModel] | None = None,
-) -> None:
-    """Raise ``InfeasibleBudget``, or whatever is wrong with the tables of the costs, before anything is measured."""
-    models = cost_models() if costs is None else costs
-    columns = layers.columns(formats)
-    cells = [[0.0 if f in layers.choices(layer, formats) else np.nan for f in columns] for layer in layers]
-    blank = Table(layers.units, columns, np.array(cells), np.zeros((len(layers), len(columns))), "none", "none")
-    limits = [limit_of(budget, layers, columns, models) for budget in budgets]
-    _reported(limits, problem_of(blank, layers, limits), layers, models)
-
-
 def with_seed(methods: Sequence[T], seed: int) -> tuple[T, ...]:
     """The same methods, those that draw at random with this seed."""
     return tuple(replace(m, seed=seed) if hasattr(m, "seed") else m for m in methods)  # type: ignore[type-var]
-
-
-def validate(
-    model: nn.Module,
-    bitmap: Mapping[str, Format | str],
-    batches: Iterable[Any],
-    features: FeatureNet = pooled_pixels,
-    reference: Reference | None = None,
-    more: Iterable[Any] | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-    keep: Keep = at_once,
-) -> QualityReport:
-    """Compare the quantized with the float generator on held-back inputs.
-
-    Args:
-        model: the float generator; left as it was.
-        bitmap: layer name → format, with activation ranges (a map without them gets ranges fitted on ``batches``).
-        batches: held-back inputs for the paired PSNR and SSIM.
-        features: feature network of the distances.
-        reference: real features; without them, those of the float generator on ``batches``.
-        more: further held-back inputs for the distances; by default ``batches``.
-        seed: of the bootstrap and of inner noise.
-        progress: called with (what, done, total).
-        keep: where finished batches of images and features are kept, see :class:`mpsearch.store.Parts`.
-    """
-    device = device_of(model)
-    pairs = Calibration.of(batches, device, seed)
-    many = pairs if more is None else Calibration.of(more, device, seed + len(pairs))
-    bank = WeightBank(model)
-    bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), pairs, bank)
-    before = _images(model, pairs, keep, "float pairs")
-    float_features = featurise(model, many, features, progress, "float images", keep)
-    with applied(model, bitmap, bank):
-        after = _images(model, pairs, keep, "quantized pairs")
-        small_features = featurise(model, many, features, progress, "quantized images", keep)
-    target = reference or Reference(
-        torch.cat([extract(features, images.to(device)) for images in before]), "float generator"
-    )
-    if target.features.shape[1] != float_features.shape[1]:
-        raise CalibrationError(
-            f"the reference has {target.features.shape[1]} features, the network gives {float_features.shape[1]}"
-        )
-    mse, psnr, similarity = paired_quality(before, after, seed=seed)
-    fd_float, kid_float = distances(float_features, target, seed=seed)
-    fd_small, kid_small = distances(small_features, target, seed=seed)
-    return QualityReport(
-        mse, psnr, similarity, fd_float, fd_small, kid_float, kid_small,
-        getattr(features, "__name__", type(features).__name__), target.name, len(target.features),
-    )  # fmt: skip
-
-
-def beside(
-    model: nn.Module,
-    solution: Solution,
-    baselines: Mapping[str, BitMap],
-    quality: QualityReport,
-    batches: Iterable[Any],
-    seed: int = 0,
-    keep: Keep = at_once,
-) -> dict[str, Paired]:
-    """``found`` and every baseline on both sets of inputs, so that what fits the calibration inputs only is seen.
-
-    Args:
-        model: the float generator; left as it was.
-        solution: measured on the calibration inputs.
-        baselines: the maps of ``solution.baselines`` with their activation ranges; one pass over ``batches`` each.
-        quality: of ``solution.bitmap`` on ``batches``.
-        batches: the held-back inputs.
-        seed: as in :func:`validate`.
-        keep: as in :func:`validate`, whose float images are then used again.
-    """
-    pairs, bank = Calibration.of(batches, device_of(model), seed), WeightBank(model)
-    before = _images(model, pairs, keep, "float pairs")
-    known = {solution.bitmap.key: (quality.mse, quality.psnr_db)}
-    errors = {"found": (solution.bitmap, solution.error)}
-    errors |= {name: (baselines[name], entry.error) for name, entry in solution.baselines.items()}
-    found = {}
-    for name, (bitmap, error) in errors.items():
-        if bitmap.key not in known:
-            with applied(model, bitmap, bank):
-                known[bitmap.key] = paired_quality(before, _images(model, pairs, keep, f"{name} pairs"), seed=seed)[:2]
-        seen = error.value if error else None
-        found[name] = Paired(seen, decibels(seen, solution.peak), *known[bitmap.key])
-    return found
-
-
-def featurise(
-    model: nn.Module,
-    inputs: Calibration,
-    features: FeatureNet,
-    progress: Progress = silent,
-    what: str = "images",
-    keep: Keep = at_once,
-) -> Tensor:
-    """Features ``(N, D)`` of the generator's images, one batch in memory at a time."""
-
-    def compute(index: int) -> Tensor:
-        return extract(features, output(model, inputs, index))
-
-    found = []
-    for index in range(len(inputs)):
-        found.append(keep(f"{what} {index}", partial(compute, index)))
-        progress(what, index + 1, len(inputs))
-    return torch.cat(found)
-
-
-def _images(model: nn.Module, inputs: Calibration, keep: Keep, what: str) -> list[Tensor]:
-    """The generator's images for every batch, on the CPU."""
-
-    def compute(index: int) -> Tensor:
-        return output(model, inputs, index).cpu()
-
-    return [keep(f"{what} {index}", partial(compute, index)) for index in range(len(inputs))]
 
 
 def export(
@@ -598,18 +422,3 @@ def export(
         if (written := payload_bytes(files["packed"])) != predicted:
             raise ModelError(f"the packed file holds {written} bytes, predicted were {predicted}")
     return files
-
-
-def size_of(bitmap: Mapping[str, Format], layers: Layers) -> int:
-    """Predicted payload bytes of a map."""
-    return int(cost_of("size", bitmap, layers))
-
-
-def cost_of(
-    cost: str, bitmap: Mapping[str, Format], layers: Layers, costs: Mapping[str, CostModel] | None = None
-) -> float:
-    """What a map costs; layers that it does not name are float. NaN where a time was not measured."""
-    columns = tuple(dict.fromkeys([FLOAT, *bitmap.values()]))
-    table = lookup("cost", cost_models() if costs is None else costs, cost)(layers, columns)
-    picked = [columns.index(bitmap.get(layer.name, FLOAT)) for layer in layers]
-    return table.total(table.values[np.arange(len(layers)), picked])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,11 @@ from mpsearch.errors import MpsearchError
 from mpsearch.export import read_map
 from mpsearch.model import one_line
 from mpsearch.report.page import beside, gains, number
+from mpsearch.report.page import notes as notes_on
 from mpsearch.run import Run
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.compare import agreement
-from mpsearch.types import QualityReport, Solution
+from mpsearch.types import Interval, QualityReport, Solution
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -148,7 +150,8 @@ def compare(
     costs = next(iter(rows.values()))["costs"]
     sheet = Sheet("map", *costs, "PSNR, dB", "SSIM", "FD float", "FD quantized")
     for name, row in rows.items():
-        found = [row["quality"][key] for key in ("psnr_db", "ssim", "fd_float", "fd_quantized")]
+        quality, fd = row["quality"], row["quality"]["figures"]["fd"]
+        found = [quality["psnr_db"], quality["ssim"], fd["float"], fd["quantized"]]
         cells = [f"{q['value']:.4g} [{q['low']:.4g}, {q['high']:.4g}]" if q else "–" for q in found]
         sheet.add_row(name, *map(number, row["costs"].values()), *cells)
     screen.print(sheet)
@@ -252,10 +255,13 @@ def show_solution(solution: Solution) -> None:
 
 
 def show_quality(quality: QualityReport) -> None:
-    sheet = Sheet("held-back", "value", "95 % interval", "n")
-    for name, value in vars(quality).items():
-        if hasattr(value, "low"):
-            sheet.add_row(name, f"{value.value:.5g}", f"{value.low:.5g} … {value.high:.5g}", str(value.n))
+    sheet = Sheet("held-back", "float", "quantized", "noise floor", "n")
+    for name in ("mse", "psnr_db", "ssim", "feature_distance", "feature_share"):
+        if value := getattr(quality, name):
+            sheet.add_row(name, "–", _spread(value), _spread(quality.floors.get(name)), str(value.n))
+    for name, figure in quality.figures.items():
+        cells = (_spread(figure.float), _spread(figure.quantized), _spread(figure.floor))
+        sheet.add_row(name, *cells, str(figure.quantized.n))
     screen.print(sheet)
     if quality.maps:
         head, rows = beside(quality, brief=True)
@@ -264,7 +270,14 @@ def show_quality(quality: QualityReport) -> None:
             sheet.add_row(*row)
         screen.print(sheet)
         screen.print(gains(quality) or "gain over uniform: unknown, no uniform map meets the budgets")
-    screen.print(f"distances to {quality.reference} ({quality.reference_n} samples), features: {quality.features}")
+    screen.print(f"figures against {quality.reference} ({quality.reference_n} samples), features: {quality.features}")
+    screen.print(notes_on(quality), soft_wrap=True, highlight=False)
+    for warning in quality.warnings:
+        screen.print(f"warning: {warning}", soft_wrap=True, highlight=False)
+
+
+def _spread(value: Interval | None) -> str:
+    return "–" if value is None else f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
 @contextmanager
@@ -279,7 +292,8 @@ def working(config: Path | None, out: Path | None, **overrides: Any) -> Iterator
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes, disable=not notes.is_terminal) as bars:
+    with warnings.catch_warnings(), Progress(*columns, console=notes, disable=not notes.is_terminal) as bars:
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
         yield Run(settings, folder, _bar(bars), _say)
 
 

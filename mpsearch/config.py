@@ -47,12 +47,22 @@ class ModelConfig(_Strict):
 
 
 class SamplesConfig(_Strict):
-    """How many inputs: to search on, to compare pairs on, and for the distances."""
+    """How many inputs: to search on, to compare pairs on, for the distances; and how many of the pairs start an ascent
+    that looks for the worst inputs of the map."""
 
     calibration: int = Field(default=64, ge=2)
     heldback: int = Field(default=256, ge=2)
     distances: int = Field(default=2000, ge=2)
+    adversarial: int = Field(default=0, ge=0)
     batch: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _some_of_the_pairs(self) -> SamplesConfig:
+        if self.adversarial > self.heldback:
+            raise UsageError(
+                f"samples: adversarial {self.adversarial} start from the heldback {self.heldback}: lower it"
+            )
+        return self
 
 
 class LayersConfig(_Strict):
@@ -88,6 +98,7 @@ class RunConfig(_Strict):
 
     model: ModelConfig = ModelConfig()
     inputs: tuple[dict[str, Any], ...] = ({"kind": "normal", "shape": [64]},)
+    refine: MethodConfig | None = None
     samples: SamplesConfig = SamplesConfig()
     layers: LayersConfig = LayersConfig()
     formats: tuple[str, ...] = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mpsearch import api, targets
+from mpsearch import api, targets, validation
 from mpsearch.artifact import write_bytes, write_json
+from mpsearch.budgets import check_budgets, cost_of, parse_budgets
 from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import UsageError
 from mpsearch.features import moments, pooled_pixels
-from mpsearch.inputs import SOURCES, Purpose, Shares, Source, Stock, draw
+from mpsearch.inputs import REFINERS, SOURCES, Batches, Purpose, Refiner, Shares, Source, Stock, draw, regions_of
+from mpsearch.inputs.columns import batched, joined
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
@@ -35,10 +37,12 @@ from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, parse_formats
+from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, gap_db, parse_formats
 from mpsearch.zoo import (
+    PUBLISHED,
     WEIGHTS,
     EfficientNetFeatures,
+    InceptionFeatures,
     Note,
     fashion_features,
     fetch_published,
@@ -50,7 +54,7 @@ from mpsearch.zoo import (
 )
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
-NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures}  # published: fetched by name
+NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures, "inception": InceptionFeatures}
 # Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
 HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
 PURPOSES: Mapping[int, Purpose] = {
@@ -69,6 +73,7 @@ class Run:
         self.config = config
         self.progress = progress
         self.note = note  # told origin and licence of what is fetched
+        self._refined: dict[tuple[int, int], Batches] = {}  # (count, offset) → inputs that the generator had a say in
         self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
 
     @cached_property
@@ -115,12 +120,16 @@ class Run:
                 digest.update(source.rows(torch.arange(len(source))).numpy().tobytes())
         c = self.config
         samples = (c.samples.calibration, c.samples.batch)
-        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed)
+        refined: list[Any] = []
+        if c.refine is not None:
+            refined += [c.refine.model_dump(mode="json")]
+            refined += [c.judge.model_dump(mode="json")] if c.refine.name == "cluster" else []
+        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed, *refined)
 
     def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
         model = self.config.model
-        modules = [m for model in (self.model, *self._samplers.values()) for m in model.modules()]
+        modules = [m for net in (self.model, *self._samplers.values()) for m in net.modules()]
         functions: list[Any] = [type(module).forward for module in modules]
         if model.diffusers is None and not is_published(model.factory):
             build = resolve(model.factory, self.config.base)
@@ -150,14 +159,51 @@ class Run:
         own = self.config.base / path
         return own if own.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
 
-    def inputs(self, count: int, offset: int) -> list[tuple[Tensor, ...]]:
-        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart.
+    @cached_property
+    def _refiner(self) -> Refiner | None:
+        if (asked := self.config.refine) is None:
+            return None
+        options = dict(asked.options)
+        if asked.name == "cluster":
+            options["features"] = self.features
+        return make("refiner", REFINERS, asked.name, options)
 
-        Sources without end are asked with other seeds; a fixed stock of samples is divided.
-        """
+    def inputs(self, count: int, offset: int) -> Batches:
+        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
+        refiner = self._refiner
+        if refiner is None or not (refiner.everywhere or offset == 0):
+            return self._drawn(count, offset)
+        if (count, offset) not in self._refined:
+            drawn = self._drawn(count * refiner.pool, offset)
+            name, portions = PURPOSES.get(offset, str(offset)), [[batch] for batch in drawn]
+            if not refiner.everywhere:
+                portions = [drawn]
+            found = []
+            for number, portion in enumerate(portions):
+                seed = self.config.seed + offset + number
+                wanted = len(portion[0][0]) if refiner.everywhere else count
+                found.append(self._portion(f"{name} {count} {number}", refiner, portion, wanted, seed))
+                self.progress(f"{name} inputs", number + 1, len(portions))
+            self._refined[count, offset] = batched(joined(found), self.config.samples.batch)
+        return self._refined[count, offset]
+
+    def _portion(self, name: str, refiner: Refiner, drawn: Batches, count: int, seed: int) -> tuple[Tensor, ...]:
+        """The columns of ``count`` refined samples, made once."""
+        keep = self.folder.parts("inputs", fingerprint(self._identity))
+        generator = torch.Generator().manual_seed(seed)
+
+        @cache
+        def columns() -> list[Tensor]:
+            return joined(refiner(self.model, drawn, count, generator))
+
+        return tuple(keep(f"{name} {at}", partial(lambda at: columns()[at], at)) for at in range(len(drawn[0])))
+
+    def _drawn(self, count: int, offset: int) -> Batches:
+        """Sources without end are asked with other seeds; a fixed stock of samples is divided."""
         samples, seed = self.config.samples, self.config.seed
         compared = samples.distances if self.config.judge.reference is None else 0
-        shares = Shares(seed, samples.calibration, samples.heldback, samples.distances, compared)
+        pool = self._refiner.pool if self._refiner else 1
+        shares = Shares(seed, samples.calibration * pool, samples.heldback, samples.distances, compared)
         purpose = PURPOSES.get(offset)
         take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
         return draw(self._sources, count, samples.batch, seed + offset, take)
@@ -196,8 +242,11 @@ class Run:
     def features(self) -> FeatureNet:
         name, options = self.config.judge.features, self.config.judge.options
         if name in NETWORKS:
+            if "weights" in options:
+                options = {**options, "weights": str(self.config.base / str(options["weights"]))}
             network = make("feature network", NETWORKS, name, options)
-            fetch_published(name, self.note)
+            if name in PUBLISHED:
+                fetch_published(name, self.note)
             return network
         if ":" not in name:
             lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
@@ -213,7 +262,7 @@ class Run:
             return Reference.load(self._found(path))
         samples = self.config.samples
         key = fingerprint(self._identity, samples.distances, self.config.judge.model_dump(mode="json"))
-        found = api.featurise(
+        found = validation.featurise(
             self.model,
             self._calibration(samples.distances, REFERENCE),
             self.features,
@@ -221,7 +270,15 @@ class Run:
             "reference images",
             self.folder.parts("reference", key),
         )
-        return Reference(found, "other samples of the float generator")
+        return Reference(found, "other samples of the float generator", own=True)
+
+    @property
+    def _real(self) -> list[str]:
+        """What identifies the features of a file; none where the reference follows from the generator."""
+        if self.config.judge.reference is None:
+            return []
+        halves = (self.reference.features, self.reference.train)
+        return [digest(moments(features)) for features in halves if features is not None]
 
     def table(self, name: str) -> Table:
         """``sensitivity.json`` for the configured estimator, ``sensitivity-NAME.json`` for any other."""
@@ -284,8 +341,8 @@ class Run:
             solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
         solvers = api.with_seed(solvers, config.seed)
         goal = config.target and Target.parse(config.target)
-        budgets = () if goal and not config.budgets else api.parse_budgets(config.budgets, self.costs)
-        api.check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
+        budgets = () if goal and not config.budgets else parse_budgets(config.budgets, self.costs)
+        check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
         asked: list[Any] = [config.budgets, config.effort, str(solvers), config.groups, str(self.costs.get("latency"))]
         if goal:
             targets.check_cost(config.cost, self.costs)
@@ -319,25 +376,33 @@ class Run:
             samples.heldback,
             samples.distances,
             self.config.judge.model_dump(mode="json"),
+            *self._real,
         ]
         if found is not None:
             key += [found.error and found.error.value, found.peak]
             key += [[name, entry.to_json()] for name, entry in found.baselines.items()]
+        if samples.adversarial:
+            key += [samples.adversarial]
         held = self.inputs(samples.heldback, HELDBACK)
         parts = self.folder.parts(name, fingerprint(key))
 
         def measure() -> QualityReport:
             many, seed = self.inputs(samples.distances, DISTANCES), self.config.seed
-            quality = api.validate(
+            quality = validation.validate(
                 self.model, bitmap, held, self.features, self.reference, many, seed, self.progress, parts
             )
+            if samples.adversarial:
+                regions = regions_of(self._sources)
+                quality = validation.with_worst(quality, self.model, bitmap, held, samples.adversarial, regions, seed)
             if found is None:
                 return quality
             others = {name: self.subject.with_ranges(entry.bitmap) for name, entry in found.baselines.items()}
-            return replace(quality, maps=api.beside(self.model, found, others, quality, held, seed, parts))
+            maps = validation.beside(self.model, found, others, quality, held, seed, parts)
+            error = found.error and gap_db(found.error.value, found.error.stderr, quality.mse)
+            return replace(quality, maps=maps, gap={"error_db": error, **quality.gap} if error else quality.gap)
 
         report = self.folder.stage(
-            name, "mpsearch-quality/1", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
+            name, "mpsearch-quality/2", fingerprint(key), measure, QualityReport.to_json, QualityReport.from_json
         )
         parts.clear()
         return report
@@ -352,13 +417,13 @@ class Run:
         for name, given in maps.items():
             bitmap = self._addressed(given, name)
             quality = self.validate(bitmap, f"quality-{name}")
-            costs = {cost: api.cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
+            costs = {cost: cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
             rows[name] = {"costs": costs, "quality": quality.to_json()}
         for cost in self.costs:
             if any(math.isnan(row["costs"][cost]) for row in rows.values()):  # nobody measured a format of some map
                 for row in rows.values():
                     del row["costs"][cost]
-        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/1", {"maps": rows})
+        write_json(self.folder.path / "comparison.json", "mpsearch-comparison/2", {"maps": rows})
         points = {
             name: (row["costs"]["bits"], row["quality"]["psnr_db"]["value"])
             for name, row in rows.items()
@@ -377,8 +442,8 @@ class Run:
         for name in cost:
             lookup("cost", self.costs, name)
         if budgets:
-            asked = api.parse_budgets(budgets, self.costs)
-            api.check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
+            asked = parse_budgets(budgets, self.costs)
+            check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
         table = self.sensitivity
         found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
         peak = span(self.subject.reference) if table.measure == "mse" else 0.0

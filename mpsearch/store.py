@@ -59,7 +59,10 @@ class RunFolder:
         """The stored value of a stage, or a new one. A file that cannot be read is refused, never overwritten."""
         path = self.path / f"{name}.json"
         if path.exists():
-            payload = read_json(path, schema)
+            try:
+                payload = read_json(path, schema)
+            except ArtifactError as error:
+                raise ArtifactError(f"{error}; delete it to compute it again") from None
             if payload.get("key") == key:
                 try:
                     return decode(payload)

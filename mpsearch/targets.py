@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch import api
+from mpsearch.budgets import check_budgets, cost_of, limit_of, parse_budgets
 from mpsearch.calibration import Progress, silent
 from mpsearch.cost import Latency, cost_models
 from mpsearch.errors import CalibrationError, ModelError, UsageError
-from mpsearch.features import extract, frechet_distance, moments, pooled_pixels
+from mpsearch.features import extract, frechet_to, moments, pooled_pixels, principal_axes
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
 from mpsearch.registry import lookup, make
@@ -93,7 +95,7 @@ def smallest(
     check_cost(cost, costs)
     rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together}
     subject = api.make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
-    api.check_budgets(subject.layers, choices, limits, costs)
+    check_budgets(subject.layers, choices, limits, costs)
     judge = judge_of(goal, subject, features, reference)
     if isinstance(estimator, str):
         (estimator,) = api.with_seed([make("estimator", ESTIMATORS, estimator)], seed)
@@ -108,7 +110,7 @@ def parse(target: str | Target) -> Target:
 def _budgets(budgets: Iterable[str | Budget], costs: Mapping[str, CostModel]) -> tuple[Budget, ...]:
     """The budgets, or none."""
     several = (budgets,) if isinstance(budgets, (str, Budget)) else tuple(budgets)
-    return api.parse_budgets(several, costs) if several else ()
+    return parse_budgets(several, costs) if several else ()
 
 
 def check_cost(cost: str, costs: Mapping[str, CostModel]) -> None:
@@ -134,8 +136,8 @@ def meet(
     costs = cost_models() if costs is None else costs
     check_cost(cost, costs)
     limits = _budgets(budgets, costs)
-    free = api.limit_of(Budget(cost, math.inf), layers, table.formats, costs)
-    concrete = [api.limit_of(budget, layers, table.formats, costs) for budget in limits]
+    free = limit_of(Budget(cost, math.inf), layers, table.formats, costs)
+    concrete = [limit_of(budget, layers, table.formats, costs) for budget in limits]
     problem = problem_of(table, layers, [*concrete, free], subject.error)
     problem = replace(problem, slopes=partial(api.first_order, subject, problem))
     subject.asked = set()
@@ -148,7 +150,7 @@ def meet(
     long = partial(answer, solvers) if solvers else quick
     free = replace(free, costs=merged(free.costs, layers))
     solution = Bisect()(problem, free, target, judge, quick, long)
-    spent = {name: api.cost_of(name, solution.bitmap, layers, costs) for name in solution.costs}
+    spent = {name: cost_of(name, solution.bitmap, layers, costs) for name in solution.costs}
     known = [name for name, value in spent.items() if not math.isnan(value)]  # nobody measures single channels
     baselines = {
         name: replace(entry, costs={cost: entry.costs[cost] for cost in known})
@@ -178,15 +180,19 @@ def judge_of(
     goal = own if reference is None else reference.features
     if goal.shape[1] != own.shape[1]:
         raise CalibrationError(f"the reference has {goal.shape[1]} features, the network gives {own.shape[1]}")
-    wanted = moments(goal)
-    base = frechet_distance(moments(own), wanted)
+    axes, few = principal_axes(moments(goal), len(own))
+    if few:
+        warnings.warn(few, stacklevel=2)
+    distance = frechet_to(moments(goal).on(axes))
+    base = distance(moments(own).on(axes))
     about = hashlib.sha256(own.numpy().tobytes() + goal.numpy().tobytes()).hexdigest()[:16]
+    name = f"fd {about}" if axes is None else f"fd {about} on {axes.shape[1]} axes"
 
     def excess(bitmap: BitMap) -> float:
         def measure() -> list[float]:
-            return [frechet_distance(moments(_features(features, subject.images(bitmap))), wanted) - base]
+            return [distance(moments(_features(features, subject.images(bitmap))).on(axes)) - base]
 
-        return subject.recall(f"fd {about} {bitmap.key}", 1, measure)[0]
+        return subject.recall(f"{name} {bitmap.key}", 1, measure)[0]
 
     return excess
 

@@ -15,8 +15,9 @@ from torch import nn
 
 import mpsearch
 from mpsearch import ArtifactError, BitMap, CalibrationError, InfeasibleBudget, ModelError, Solution, Target, UsageError
-from mpsearch.api import cost_of, make_subject
-from mpsearch.features import frechet_distance, moments, pooled_pixels
+from mpsearch.api import make_subject
+from mpsearch.budgets import cost_of
+from mpsearch.features import frechet_distance, moments, pooled_pixels, principal_axes
 from mpsearch.quality import Reference, paired_quality
 from mpsearch.search import Bisect, solve
 from mpsearch.types import Budget, Limit, Measured, Problem, Reached, decibels
@@ -267,10 +268,13 @@ def test_distances_within_so_much_of_the_float_generator(deconv, own):
     base = torch.cat([pooled_pixels(images) for images in subject.reference])
     reference = Reference(base - 0.3, "shifted") if own else None
     target = moments(base - 0.3 if own else base)
+    axes, few = principal_axes(target, len(base))
+    assert "12 generated and 12 of the reference for 192 feature dimensions" in few
 
     def excess(bitmap):
         found = moments(torch.cat([pooled_pixels(images) for images in subject.images(bitmap)]))
-        return frechet_distance(found, target) - frechet_distance(moments(base), target)
+        distances = [frechet_distance(of.on(axes), target.on(axes)) for of in (found, moments(base))]
+        return distances[0] - distances[1]
 
     solution = mpsearch.smallest(model, batches, "fd<=float+0.002", formats=FORMATS, effort="fast", reference=reference)
     assert solution.target.value == pytest.approx(excess(solution.bitmap), abs=1e-6)
@@ -378,7 +382,12 @@ def test_run_with_a_target_writes_it_down_and_a_second_run_measures_nothing(deep
         raise AssertionError("measured twice")
 
     before = {p: p.read_bytes() for p in (deep / "out").glob("*.json")}
-    for name in ("subject.paired_errors", "sensitivity.one_pass.pull_back", "api.featurise", "api.paired_quality"):
+    for name in (
+        "subject.paired_errors",
+        "sensitivity.one_pass.pull_back",
+        "validation.featurise",
+        "validation.paired_quality",
+    ):
         monkeypatch.setattr(f"mpsearch.{name}", fail)
     assert call(*command)[0] == 0
     assert before == {p: p.read_bytes() for p in (deep / "out").glob("*.json")}
@@ -440,7 +449,8 @@ def test_budgets_of_a_config_hold_beside_a_target(deep):
 def test_a_distance_as_target_is_reported_on_held_back_inputs(deep):
     assert call("run", "small.yaml", "--out", "out", "--effort", "fast", "--target", "fd<=float+0.02")[0] == 0
     quality = json.loads((deep / "out/quality.json").read_text())
-    excess = quality["fd_quantized"]["value"] - quality["fd_float"]["value"]
+    fd = quality["figures"]["fd"]
+    excess = fd["quantized"]["value"] - fd["float"]["value"]
     assert f"| held-back | `fd<=float+0.02` | {excess:.2f} |" in (deep / "out/report.md").read_text()
 
 

@@ -11,7 +11,8 @@ from test_cli import SMALL, call, project  # noqa: F401
 
 import mpsearch
 from mpsearch import BitMap, Budget, Layer, Layers, Table, Unit, UsageError, load_packed, quantized
-from mpsearch.api import cost_of, limit_of, make_subject, tables
+from mpsearch.api import make_subject, tables
+from mpsearch.budgets import cost_of, limit_of
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.cost import COSTS
 from mpsearch.export import Split, split

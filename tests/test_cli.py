@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mpsearch import __version__, api, cli
@@ -90,7 +92,7 @@ def test_run_writes_every_artefact_and_a_second_run_measures_nothing(project, mo
     before = {p: p.read_bytes() for p in out.glob("*.json")}
     monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
     monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
-    monkeypatch.setattr("mpsearch.api.featurise", fail)
+    monkeypatch.setattr("mpsearch.validation.featurise", fail)
     assert call("run", "small.yaml", "--out", "out", "--budget", "bits<=3")[0] == 0
     assert before == {p: p.read_bytes() for p in out.glob("*.json")}
 
@@ -219,6 +221,49 @@ def test_a_corrupt_run_folder_is_refused_and_left_as_it_is(project, name):
     assert path.read_bytes() == damaged
     path.unlink()
     assert call("run", "small.yaml", "--out", "out", "--effort", "fast")[0] == 0, "deleting what is damaged is enough"
+
+
+def test_quality_of_an_older_version_is_one_clear_line(project):
+    assert call("run", "small.yaml", "--out", "out", "--effort", "fast")[0] == 0
+    path = project / "out" / "quality.json"
+    path.write_text(path.read_text().replace("mpsearch-quality/2", "mpsearch-quality/1"))
+    code, _, error = call("run", "small.yaml", "--out", "out", "--effort", "fast")
+    assert code == 2
+    assert "quality.json has schema 'mpsearch-quality/1', expected 'mpsearch-quality/2'; delete it to" in error
+
+
+def test_what_the_figures_are_against_is_said(project):
+    code, output, _ = call("run", "small.yaml", "--out", "out", "--effort", "fast")
+    assert code == 0
+    quality = json.loads((project / "out/quality.json").read_text())
+    assert quality["own"]
+    assert "40 generated and 40 of the reference for 192 feature dimensions" in quality["warnings"][0]
+    assert set(quality["gap"]) == {"error_db"}
+    for figure in quality["figures"].values():
+        assert all(figure[part]["low"] <= figure[part]["value"] <= figure[part]["high"] for part in figure)
+    assert {"fd", "fd_infinity", "kid", "precision", "recall", "density", "coverage"} == set(quality["figures"])
+    report = (project / "out/report.md").read_text()
+    for text in (
+        "the reference is the float generator's own samples",
+        "Generalisation gap",
+        "noise floor",
+        "Warning: few",
+    ):
+        assert text in report
+    assert "warning: few samples" in output
+    noise = torch.randn(300, 192, generator=torch.Generator().manual_seed(0))
+    for name, halves in {"test": {}, "both": {"train": noise[:200] / 2}}.items():
+        save_file({"features": noise / 3, **halves}, project / f"{name}.safetensors", {"name": "noise"})
+        (project / "real.yaml").write_text(SMALL + f"quality: {{features: pixels, reference: {name}.safetensors}}")
+        assert call("run", "real.yaml", "--out", name, "--effort", "fast")[0] == 0
+        report = (project / name / "report.md").read_text()
+        assert "No real images" not in report
+        assert ("The reference has no training half" in report) == (name == "test")
+        assert ("FD to test less FD to training images: float" in report) == (name == "both")
+    before = (project / "both/quality.json").read_bytes()
+    save_file({"features": noise / 3, "train": noise[:200]}, project / "both.safetensors", {"name": "noise"})
+    assert call("run", "real.yaml", "--out", "both", "--effort", "fast")[0] == 0
+    assert (project / "both/quality.json").read_bytes() != before, "another file of the same name is another reference"
 
 
 def test_a_killed_run_continues_and_gives_the_same_answer(project):

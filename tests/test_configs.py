@@ -25,7 +25,15 @@ SHORT = {
 
 
 def test_the_promised_configs_are_there():
-    assert {"sagan", "cyclegan", "zoo-dcgan-faces", "zoo-srvgg-x4", "zoo-upconv7-x2", "zoo-terrain-unet"} <= set(NAMES)
+    assert {
+        "sagan",
+        "stylegan2",
+        "cyclegan",
+        "zoo-dcgan-faces",
+        "zoo-srvgg-x4",
+        "zoo-upconv7-x2",
+        "zoo-terrain-unet",
+    } <= set(NAMES)
 
 
 def test_the_default_is_the_embedded_generator_spelled_out():

@@ -10,7 +10,7 @@ import torch
 import mpsearch
 from mpsearch.cost import COSTS
 from mpsearch.export import EXPORTERS
-from mpsearch.inputs import SOURCES
+from mpsearch.inputs import REFINERS, SOURCES
 from mpsearch.search import SOLVERS
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.zoo import sagan
@@ -54,11 +54,11 @@ from mpsearch.types import Format, Table
     batches = [(torch.zeros(2, 64),)]
     table = mpsearch.estimate(sagan(), batches, ["w2", "w8"], space["WeightError"]())
     assert (table.values[:, 0] > table.values[:, 1]).all()
-    for name in ("ESTIMATORS", "COSTS", "SOLVERS", "EXPORTERS", "SOURCES"):
+    for name in ("ESTIMATORS", "COSTS", "SOLVERS", "EXPORTERS", "SOURCES", "REFINERS"):
         assert name in text
 
 
-@pytest.mark.parametrize("registry", [ESTIMATORS, COSTS, SOLVERS, EXPORTERS, SOURCES])
+@pytest.mark.parametrize("registry", [ESTIMATORS, COSTS, SOLVERS, EXPORTERS, SOURCES, REFINERS])
 def test_every_method_says_what_it_does(registry):
     for name, method in registry.items():
         kind = method if isinstance(method, type) else type(method)

@@ -10,7 +10,7 @@ from test_cli import SMALL, call, project  # noqa: F401
 
 import mpsearch
 from mpsearch import Layer, Layers, Table, UsageError
-from mpsearch.api import cost_of
+from mpsearch.budgets import cost_of
 from mpsearch.errors import InfeasibleBudget
 from mpsearch.report import save_scatter
 from mpsearch.types import parse_formats

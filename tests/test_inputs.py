@@ -16,13 +16,6 @@ def pictures(tmp_path):
     return tmp_path
 
 
-class Halving:
-    """A sampler of three steps."""
-
-    def trajectory(self, noise):
-        return [(noise / 2**step, 900 - step) for step in range(3)]
-
-
 @pytest.fixture
 def stored(tmp_path):
     """Forty samples: bytes, floats and labels that know their row."""
@@ -34,14 +27,21 @@ def stored(tmp_path):
     return tmp_path
 
 
+class Halving:
+    """A sampler of three steps."""
+
+    def trajectory(self, noise):
+        return [(noise / 2**step, 900 - step) for step in range(3)]
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_keeps_the_contract(name, pictures, stored):
     """A new source in the registry is tested here: count, determinism, finite values."""
     made = {
         "normal": Normal((3, 2), 2.0), "uniform": Uniform((2,), -1.0, 1.0), "integers": Integers(4),
         "constant": Constant(80.0, (1,)), "images": Images(str(pictures), crop=32),
-        "trajectory": Trajectory(Halving(), (1, 2, 2)),
         "tensors": Tensors(str(stored / "all.npz"), "values"),
+        "trajectory": Trajectory(Halving(), (1, 2, 2)),
     }[name]  # fmt: skip
     assert isinstance(made, SOURCES[name])
     drawn = (made(12, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))

@@ -342,8 +342,8 @@ def test_features_by_name(package, tmp_path, monkeypatch):
         assert run.features == EfficientNetFeatures(0.0, 1.0)
         assert "licence MIT" in heard[0]
     for quality, message in {
-        "inception": "unknown feature network 'inception'; .* of fashion, pixels, efficientnet-lite0",
-        "pixels": "the features 'pixels' take no options; those of efficientnet-lite0 do",
+        "incepton": "unknown feature network 'incepton'; the closest is 'inception' of fashion, pixels, effic",
+        "pixels": "the features 'pixels' take no options; those of efficientnet-lite0, inception do",
     }.items():
         with pytest.raises(UsageError, match=message):
             _ = Run(load_config(quality={**judge, "features": quality}), tmp_path / "b").features

@@ -7,7 +7,7 @@ from torch import nn
 
 from mpsearch import BitMap, Unit, UsageError, find_layers
 from mpsearch.api import make_subject
-from mpsearch.features import frechet_distance, moments, pooled_pixels
+from mpsearch.features import frechet_distance, moments, pooled_pixels, principal_axes
 from mpsearch.registry import make
 from mpsearch.sensitivity import ESTIMATORS, FidProxy, Hessian, OnePass, Pairwise, Perturbation
 from mpsearch.sensitivity.compare import agreement
@@ -230,6 +230,9 @@ def test_fid_proxy_is_the_change_of_the_distance_on_the_same_latents(deconv):
     table = FidProxy(reference=target)(subject, [f2])
     before = moments(pooled_pixels(torch.cat(subject.reference)))
     after = moments(pooled_pixels(torch.cat(subject.images(BitMap({"main.3.weight": "w2"})))))
+    axes, few = principal_axes(target, 12)
+    assert "12 generated and 50 of the reference for 192 feature dimensions" in few
+    before, after, target = (found.on(axes) for found in (before, after, target))
     expected = frechet_distance(after, target) - frechet_distance(before, target)
     assert table.value("main.3.weight", "w2") == pytest.approx(expected, rel=1e-9)
     assert table.measure == "fd"

@@ -150,6 +150,82 @@ def test_the_spectral_norm_wrapper_of_published_gans(snapshot):
     assert find_layers(model, (X,))["0.module.weight_bar"].macs in range(96, 121)
 
 
+class Equal(nn.Module):
+    """The dense layer of published StyleGANs: the equalised learning rate multiplies when it is called."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.weight.shape[1] ** -0.5, self.bias)
+
+
+def modulated_conv2d(x, weight, styles, up):
+    """A weight for every sample, one grouped call."""
+    n, c, height, width = x.shape
+    weight = weight.reshape(1, *weight.shape[-4:]) * styles[:, None, :, None, None]
+    weight = weight * (weight.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+    x = x.reshape(1, n * c, height, width)
+    if up:
+        weight = weight.transpose(1, 2).flatten(0, 1)
+        y = F.conv_transpose2d(x, weight, stride=2, padding=1, output_padding=1, groups=n)
+    else:
+        y = F.conv2d(x, weight.flatten(0, 1), padding=1, groups=n)
+    return y.reshape(n, -1, *y.shape[2:])
+
+
+class Published(nn.Module):
+    """A layer of ``stylegan2-ada-pytorch`` (weights of four dimensions) or ``stylegan2-pytorch`` (of five)."""
+
+    def __init__(self, inputs, outputs, up, leading):
+        super().__init__()
+        self.up, self.affine = up, Equal(6, inputs)
+        self.weight = nn.Parameter(torch.randn(*leading, outputs, inputs, 3, 3))
+        self.noise_strength = nn.Parameter(torch.tensor(0.1))
+        self.register_buffer("noise_const", torch.randn(8 if up else 4, 8 if up else 4))
+
+    def forward(self, x, w):
+        y = modulated_conv2d(x, self.weight, self.affine(w), self.up)
+        return F.leaky_relu(y + self.noise_strength * self.noise_const, 0.2)
+
+
+class PublishedGenerator(nn.Module):
+    def __init__(self, leading=()):
+        super().__init__()
+        self.const = nn.Parameter(torch.randn(5, 4, 4))
+        self.conv0, self.conv1 = Published(5, 7, False, leading), Published(7, 3, True, leading)
+
+    def forward(self, w):
+        return self.conv1(self.conv0(self.const[None].expand(len(w), -1, -1, -1), w), w)
+
+
+@pytest.mark.parametrize("leading", [(), (1,)])
+def test_published_modulated_convolutions_with_a_weight_for_every_sample(leading, tmp_path, snapshot):
+    torch.manual_seed(0)
+    model = PublishedGenerator(leading)
+    shot = snapshot(model)
+    layers = find_layers(model, (X,))
+    assert [layer.name for layer in layers] == [
+        "conv0.weight", "conv0.affine.weight", "conv1.weight", "conv1.affine.weight",
+    ]  # fmt: skip
+    assert [(layer.channel_axis, layer.channels) for layer in layers] == [
+        (len(leading), 7), (0, 5), (len(leading), 3), (0, 7),
+    ]  # fmt: skip
+    # kernel · inputs · outputs · output positions (ordinary) or input positions (transposed), for one sample
+    assert [layer.macs for layer in layers] == [9 * 5 * 7 * 16, 6 * 5, 9 * 7 * 3 * 16, 6 * 7]
+    assert [layer.act_elements for layer in layers] == [5 * 16, 6, 7 * 16, 6], (
+        "the style is not what a convolution reads"
+    )
+    solution = mpsearch.allocate(model, [(X,)], ["bits<=4"], ["w2", "w3a8", "w4a8", "w8a8"], effort="fast")
+    shot.check()
+    files = export(model, solution.bitmap, tmp_path, [(X,)], kinds=["packed"])
+    with quantized(model, solution.bitmap):
+        expected = images(model)
+    assert torch.equal(images(load_packed(files["packed"], PublishedGenerator(leading))), expected)
+    assert (expected - images(model)).square().mean().item() == pytest.approx(solution.error.value, rel=1e-5)
+
+
 def test_buffers_that_the_forward_pass_writes_are_put_back(snapshot):
     class Counts(nn.Linear):
         def __init__(self):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training import classifier, cyclegan, data, diffusion, sagan
+from training import classifier, cyclegan, data, diffusion, sagan, stylegan2
 
 SAGAN = {
     "seed": 0,
@@ -18,6 +18,30 @@ SAGAN = {
     "discriminator_lr": 4e-4,
     "betas": [0.0, 0.9],
     "ema": 0.9,
+    "checkpoint_every": 2,
+}
+STYLEGAN2 = {
+    "seed": 0,
+    "batch": 4,
+    "generator_lr": 2e-3,
+    "discriminator_lr": 2e-3,
+    "betas": [0.0, 0.99],
+    "penalty": {0: 0.05, 3600: 0.01},
+    "penalty_every": 3,
+    "cut_images_from": 3,
+    "cut_features_from": 3,
+    "ema": 0.9,
+    "checkpoint_every": 2,
+}
+CYCLEGAN = {
+    "seed": 0,
+    "batch": 4,
+    "learning_rate": 2e-4,
+    "betas": [0.5, 0.999],
+    "cycle": 10.0,
+    "identity": 5.0,
+    "ema": 0.9,
+    "bfloat16": True,
     "checkpoint_every": 2,
 }
 DIFFUSION = {
@@ -45,17 +69,6 @@ DIFFUSION = {
         "timestep_spacing": "trailing",
         "clip_sample": True,
     },
-}
-CYCLEGAN = {
-    "seed": 0,
-    "batch": 4,
-    "learning_rate": 2e-4,
-    "betas": [0.5, 0.999],
-    "cycle": 10.0,
-    "identity": 5.0,
-    "ema": 0.9,
-    "bfloat16": True,
-    "checkpoint_every": 2,
 }
 CLASSIFIER = {"seed": 0, "batch": 16, "learning_rate": 1e-3, "weight_decay": 1e-4}
 
@@ -86,6 +99,7 @@ def run(train, config, work, **steps):
     ("train", "config", "unit"),
     [
         (sagan.train, SAGAN, "steps"),
+        (stylegan2.train, STYLEGAN2, "steps"),
         (cyclegan.train, CYCLEGAN, "steps"),
         (diffusion.train, DIFFUSION, "steps"),
         (classifier.train, CLASSIFIER, "epochs"),
@@ -130,13 +144,6 @@ def test_missing_data_is_one_line(tmp_path, monkeypatch):
         data.fashion_mnist("train")
 
 
-def test_the_timesteps_of_a_batch_are_spread_over_all():
-    for seed in range(5):
-        torch.manual_seed(seed)
-        t = diffusion.spread(10, 1000)
-        assert sorted((t // 100).tolist()) == list(range(10))
-
-
 def test_the_buffer_of_fakes_keeps_its_size_and_shows_old_ones():
     torch.manual_seed(0)
     fakes = torch.arange(40.0).reshape(10, 4, 1, 1, 1)
@@ -153,9 +160,22 @@ def test_the_buffer_of_fakes_keeps_its_size_and_shows_old_ones():
     assert 0.25 < stale < 0.75
 
 
+def test_the_timesteps_of_a_batch_are_spread_over_all():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        t = diffusion.spread(10, 1000)
+        assert sorted((t // 100).tolist()) == list(range(10))
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("sagan", SAGAN), ("cyclegan", CYCLEGAN), ("diffusion", DIFFUSION), ("classifier", CLASSIFIER)],
+    [
+        ("sagan", SAGAN),
+        ("stylegan2", STYLEGAN2),
+        ("cyclegan", CYCLEGAN),
+        ("diffusion", DIFFUSION),
+        ("classifier", CLASSIFIER),
+    ],
 )
 def test_the_shipped_training_configs_are_complete(name, wanted):
     config = yaml.safe_load((Path(__file__).parents[1] / "configs" / "training" / f"{name}.yaml").read_text())

@@ -28,7 +28,8 @@ from mpsearch import (
     UsageError,
     find_layers,
 )
-from mpsearch.api import check_budgets, cost_of, limit_of, make_subject, tables
+from mpsearch.api import make_subject, tables
+from mpsearch.budgets import check_budgets, cost_of, limit_of
 from mpsearch.cost import cost_models
 from mpsearch.search import SOLVERS, Ilp, Refine, counted, merged, problem_of, solve, splittable, undominated
 from mpsearch.sensitivity import ESTIMATORS, OnePass

@@ -8,31 +8,47 @@ from mpsearch.features import frechet_distance, moments
 from mpsearch.inputs import Tensors
 from mpsearch.layers import find_layers
 from mpsearch.quality import Reference
-from mpsearch.zoo import WEIGHTS, classifier, cyclegan, fashion_features, load_generator, reference_path, sagan
+from mpsearch.zoo import (
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    fashion_features,
+    load_generator,
+    reference_path,
+    sagan,
+    stylegan2,
+)
 from mpsearch.zoo.cyclegan import CycleGANGenerator
+
+DISTANCES = {sagan: 1.5, stylegan2: 3.5}  # at most, n = 2,000
+
+
+@pytest.fixture(scope="module", params=DISTANCES, ids=lambda factory: factory.__name__)
+def generator(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def features():
+def features(generator):
     latents = torch.randn(2000, 64, generator=torch.Generator().manual_seed(4))
-    model = sagan()
+    model = generator()
     with torch.no_grad():
         return torch.cat([fashion_features(model(batch)) for batch in latents.split(200)])
 
 
-def test_the_embedded_generator_draws_all_ten_classes(features):
+def test_an_embedded_generator_draws_all_ten_classes(features):
     classes = classifier().head(features).argmax(1)
     shares = torch.bincount(classes, minlength=10) / len(classes)
     assert (shares >= 0.03).all(), shares
 
 
-def test_its_distance_to_real_images_is_that_of_a_trained_generator(features):
+def test_its_distance_to_real_images_is_that_of_a_trained_generator(generator, features):
     reference = Reference.load(reference_path())
     assert reference.features.shape == (10_000, 64)
     target = moments(reference.features)
     noise = torch.rand(2000, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     generated = frechet_distance(moments(features), target)
-    assert generated < 1.5
+    assert generated < DISTANCES[generator]
     assert generated < frechet_distance(moments(fashion_features(noise)), target) / 20
 
 
@@ -102,11 +118,11 @@ def test_a_translator_is_what_the_paper_says():
 
 def test_what_ships_is_small_and_documented():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 25e6
-    for name in ("sagan", "cyclegan", "diffusion", "classifier"):
+    for name in ("sagan", "stylegan2", "cyclegan", "diffusion", "classifier"):
         card = (WEIGHTS / f"{name}.md").read_text()
         for word in ("Data:", "Licence", "seed", "epochs" if name == "classifier" else "steps", " s on", f"{name}.png"):
             assert word in card, (name, word)
-    for name in ("sagan", "diffusion"):
+    for name in ("sagan", "stylegan2", "diffusion"):
         assert "Fréchet distance" in (WEIGHTS / f"{name}.md").read_text()
     assert "Copyright © 2017 Zalando SE" in (WEIGHTS / "cyclegan.md").read_text()  # of the pictures that ship
     assert float((WEIGHTS / "classifier.md").read_text().split("10,000 test images: ")[1][:6]) >= 0.91

@@ -1,7 +1,7 @@
 """Copy trained weights into the package, with reference features and one model card each.
 
-``python -m training.package`` reads the work folders of all configs, or of the named ones: ``python -m training.package
-cyclegan``. Every figure in a card is measured here.
+``python -m training.package [name …]`` reads the work folders of the named configs, of all by default. Every figure in a
+card is measured here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from mpsearch.layers import find_layers
 from mpsearch.quality import Reference, distances
 from mpsearch.report import save_grid
 from mpsearch.zoo.classifier import FashionClassifier
-from mpsearch.zoo.embedded import DIFFUSION, DIRECTIONS, WEIGHTS, classifier, cyclegan, diffusion, diffusion_step, sagan
+from mpsearch.zoo.embedded import (
+    DIFFUSION,
+    DIRECTIONS,
+    WEIGHTS,
+    classifier,
+    cyclegan,
+    diffusion,
+    diffusion_step,
+    sagan,
+    stylegan2,
+)
 from mpsearch.zoo.sagan import LATENT
 from training import cyclegan as cycle
 from training.classifier import accuracy
@@ -71,11 +81,12 @@ def package_classifier(config: dict[str, Any]) -> None:
     model, (images, labels) = classifier(), fashion_mnist("t10k")
     features, _ = features_of(model, images)
     name = "10,000 real Fashion-MNIST test images"
-    save_file({"features": features}, WEIGHTS / "fashion_mnist_test_features.safetensors", {"name": name})
+    train, _ = features_of(model, fashion_mnist("train")[0][:SAMPLES])
+    halves = {"features": features, "train": train.half()}
+    save_file(halves, WEIGHTS / "fashion_mnist_test_features.safetensors", {"name": name})
     facts = facts_of(WEIGHTS / "classifier.safetensors")
     save_grid(WEIGHTS / "classifier.png", {"real test images that the classifier was measured on": images[:16]})
-    train_features, _ = features_of(model, fashion_mnist("train")[0])
-    floor = frechet_distance(moments(train_features[:SAMPLES]), moments(features))
+    floor = frechet_distance(moments(train), moments(features))
     card = f"""# Fashion-MNIST classifier
 
 - Use: its 64 pooled features define the Fréchet distance of the embedded generator.
@@ -86,8 +97,8 @@ def package_classifier(config: dict[str, Any]) -> None:
 - Weights: {sum(p.numel() for p in model.parameters()):,}
 - Training: `python -m training.classifier configs/training/classifier.yaml`, seed {config["seed"]}, {facts["epoch"]} epochs of
   batch {config["batch"]}, {facts["seconds"]} s on two shared CPU cores.
-- `fashion_mnist_test_features.safetensors`: the features of all 10,000 test images, from which mean, covariance and kernel
-  distances are computed.
+- `fashion_mnist_test_features.safetensors`: the features of all 10,000 test images, which generated ones are compared with,
+  and of the first 10,000 training images (half precision), for the gap between the two.
 
 ![real test images](classifier.png)
 """
@@ -114,6 +125,33 @@ def package_sagan(config: dict[str, Any]) -> None:
 ![samples](sagan.png)
 """
     (WEIGHTS / "sagan.md").write_text(card)
+
+
+def package_stylegan2(config: dict[str, Any]) -> None:
+    shutil.copy(Path(config["work"]) / "generator.safetensors", WEIGHTS / "stylegan2.safetensors")
+    model = stylegan2()
+    images = generate(model)
+    facts = facts_of(WEIGHTS / "stylegan2.safetensors")
+    save_grid(WEIGHTS / "stylegan2.png", {"samples of the generator, not selected": images[:16]})
+    card = f"""# StyleGAN2-type generator, 32x32 grey
+
+- Use: `mpsearch.zoo.stylegan2()`. Latents z (N, 64) from N(0, 1) to images (N, 1, 32, 32) in [-1, 1];
+  `stylegan2(space="w")` starts behind the mapping network.
+- Architecture: mapping network, modulated and demodulated convolutions, bilinear upsampling, noise inputs (fixed in
+  evaluation mode), skips to grey (Karras et al., CVPR 2020); 26 quantizable layers,
+  {sum(p.numel() for p in model.parameters()):,} weights. Styles scale input channels and demodulation output channels, so that every
+  convolution has one static weight.
+- Data: {DATA}.
+- Licence of the weights: Apache-2.0, as the project.
+{figures(images)}
+- Training: `python -m training.stylegan2 configs/training/stylegan2.yaml`, seed {config["seed"]}, {facts["step"]} steps of
+  batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; non-saturating loss, lazy R1, exponential
+  moving average. The schedule was chosen while it ran, between resumptions: images are cut to [-1, 1] from step
+  {config["cut_images_from"]:,} on, features at 4 from step {config["cut_features_from"]:,} on, weight of R1 by first step {config["penalty"]}.
+
+![samples](stylegan2.png)
+"""
+    (WEIGHTS / "stylegan2.md").write_text(card)
 
 
 def package_diffusion(config: dict[str, Any]) -> None:
@@ -152,8 +190,9 @@ def package_cyclegan(config: dict[str, Any]) -> None:
         features[name], _ = features_of(judge, images)
         label = CLASSES[cycle.DOMAINS[name]]
         path = WEIGHTS / f"fashion_mnist_{name}_features.safetensors"
-        save_file({"features": features[name]}, path, {"name": f"1,000 real Fashion-MNIST test images, {label}"})
         train, _ = features_of(judge, cycle.domain("train", name)[:1000])
+        halves = {"features": features[name], "train": train.half()}
+        save_file(halves, path, {"name": f"1,000 real Fashion-MNIST test images, {label}"})
         floors[name] = frechet_distance(moments(train), moments(features[name]))
     for direction in DIRECTIONS:
         shutil.copy(work / f"{direction}.safetensors", WEIGHTS / f"cyclegan_{direction}.safetensors")
@@ -190,7 +229,7 @@ def package_cyclegan(config: dict[str, Any]) -> None:
   licence, padded from 28x28 to 32x32.
 - `fashion_mnist_shoes.npz`: the 1,000 test sneakers and the 1,000 test boots as bytes, so that the translators have inputs
   where the data set is not at hand. `fashion_mnist_sneaker_features.safetensors`, `fashion_mnist_boot_features.safetensors`: their
-  features.
+  features, and those of 1,000 training images each in half precision.
 - Licence of the weights: Apache-2.0, as the project. Of the pictures: The MIT License, Copyright (c) 2017 Zalando SE; the text is
   below.
 - Training: `python -m training.cyclegan configs/training/cyclegan.yaml`, seed {config["seed"]}, {facts["step"]} steps of batch
@@ -229,11 +268,13 @@ FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TOR
 CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
+
 PACKAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "classifier": package_classifier,
     "sagan": package_sagan,
-    "diffusion": package_diffusion,
+    "stylegan2": package_stylegan2,
     "cyclegan": package_cyclegan,
+    "diffusion": package_diffusion,
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.errors import UsageError
+from mpsearch.inputs.regions import Box, Shell
 
 
 def _checked(shape: tuple[int, ...]) -> None:
@@ -28,6 +29,10 @@ class Normal:
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, *self.shape, generator=generator) * self.scale
 
+    @property
+    def region(self) -> Shell | None:
+        return Shell() if self.shape else None
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -42,6 +47,10 @@ class Uniform:
 
     def __call__(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.rand(count, *self.shape, generator=generator) * (self.high - self.low) + self.low
+
+    @property
+    def region(self) -> Box:
+        return Box(self.low, self.high)
 
 
 @dataclass(frozen=True)

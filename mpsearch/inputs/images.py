@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mpsearch.errors import CalibrationError, UsageError
+from mpsearch.inputs.regions import PIXEL, Box
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -52,6 +53,10 @@ class Images:
             left = int(torch.randint(picture.shape[2] - self.crop + 1, (), generator=generator))
             crops.append(picture[:, top : top + self.crop, left : left + self.crop])
         return torch.stack(crops) * (self.high - self.low) + self.low
+
+    @property
+    def region(self) -> Box:
+        return Box(self.low, self.high, PIXEL * (self.high - self.low))
 
     def _pictures(self) -> list[Tensor]:
         folder = self._folder()

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mpsearch.errors import CalibrationError, UsageError
+from mpsearch.inputs.regions import PIXEL, Box
 
 SUFFIXES = (".safetensors", ".npz")
 
@@ -57,6 +58,11 @@ class Tensors:
         if found.dtype is torch.uint8:
             return found.float().div_(255).mul_(self.high - self.low).add_(self.low)
         return found.float() if found.is_floating_point() else found
+
+    @property
+    def region(self) -> Box | None:
+        """Of pictures, that is bytes; nobody knows the range of other values."""
+        return Box(self.low, self.high, PIXEL * (self.high - self.low)) if self._stored.dtype is torch.uint8 else None
 
     @cached_property
     def _stored(self) -> Tensor:

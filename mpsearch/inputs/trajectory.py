@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Trajectory:
 
     sampler: Any  # of Trajectories
     shape: tuple[int, ...]
+    arguments: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, Trajectories):

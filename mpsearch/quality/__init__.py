@@ -1,7 +1,18 @@
-"""Quality of a quantized generator against the float one."""
+"""Quality of a quantized generator against the float one. One measure a file; ``MEASURES`` names those of features."""
 
-from mpsearch.quality.distances import Reference, distances
-from mpsearch.quality.paired import paired_quality
+from mpsearch.quality.feature_distance import feature_distance
+from mpsearch.quality.figures import MEASURES, distances, figures
+from mpsearch.quality.paired import paired_floor, paired_quality
+from mpsearch.quality.reference import Reference
 from mpsearch.quality.ssim import ssim
 
-__all__ = ["Reference", "distances", "paired_quality", "ssim"]
+__all__ = [
+    "MEASURES",
+    "Reference",
+    "distances",
+    "feature_distance",
+    "figures",
+    "paired_floor",
+    "paired_quality",
+    "ssim",
+]

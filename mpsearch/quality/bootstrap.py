@@ -24,3 +24,17 @@ def interval(value: float, draws: Tensor, n: int) -> Interval:
 def resampled(n: int, draws: int, seed: int) -> Tensor:
     """``(draws, n)`` indices drawn with replacement."""
     return torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
+
+
+def share(values: Tensor, draws: int, seed: int) -> Interval:
+    """Mean of a value a sample, and its interval."""
+    values = values.double()
+    picks = resampled(len(values), draws, seed)
+    return interval(values.mean().item(), values[picks].mean(1), len(values))
+
+
+def some(rows: Tensor, count: int, seed: int) -> Tensor:
+    """At most ``count`` rows, drawn without replacement: the first ones of a file may all be of one class."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]]

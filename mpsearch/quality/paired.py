@@ -11,19 +11,39 @@ from mpsearch.quality.bootstrap import interval, resampled
 from mpsearch.quality.ssim import WINDOW, ssim
 from mpsearch.types import Interval
 
+UNLIKE = 64  # pairs of different pictures are enough to see what they have in common
+
+
+def paired_floor(
+    before: Sequence[Tensor], draws: int = 500, seed: int = 0
+) -> tuple[Interval, Interval | None, Interval | None] | None:
+    """The figures of :func:`paired_quality` for float pictures of different inputs; None for a single one."""
+    some: list[Tensor] = []
+    for batch in before:
+        some += batch[: UNLIKE - len(some)]
+    if len(some) < 2:
+        return None
+    images = torch.stack(some)
+    return paired_quality([images], [images.roll(1, 0)], draws, seed, peak_of(before))
+
+
+def peak_of(images: Sequence[Tensor]) -> float:
+    """The range of all values."""
+    return max(batch.max().item() for batch in images) - min(batch.min().item() for batch in images)
+
 
 def paired_quality(
-    before: Sequence[Tensor], after: Sequence[Tensor], draws: int = 500, seed: int = 0
+    before: Sequence[Tensor], after: Sequence[Tensor], draws: int = 500, seed: int = 0, peak: float | None = None
 ) -> tuple[Interval, Interval | None, Interval | None]:
     """MSE, PSNR in dB, and SSIM of pairs, each with a bootstrap interval over samples.
 
-    The PSNR is that of the mean error, its peak the range of ``before``; None when nothing differs or the float
-    outputs are constant. SSIM is None unless the outputs are ``(N, C, H, W)`` of at least 11x11.
+    The PSNR is that of the mean error, its peak by default the range of ``before``; None when nothing differs or the
+    float outputs are constant. SSIM is None unless the outputs are ``(N, C, H, W)`` of at least 11x11.
     """
     errors = torch.cat(
         [(b - a).double().square().reshape(len(b), -1).mean(1).cpu() for b, a in zip(before, after, strict=True)]
     )
-    peak = max(b.max().item() for b in before) - min(b.min().item() for b in before)
+    peak = peak_of(before) if peak is None else peak
     picks = resampled(len(errors), draws, seed)
     means = errors[picks].mean(1)
     mse = interval(errors.mean().item(), means, len(errors))

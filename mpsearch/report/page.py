@@ -9,6 +9,12 @@ import numpy as np
 
 from mpsearch.types import Interval, Layers, QualityReport, Reached, Solution, Table, within
 
+NAMES = {  # of figures, and the factor that they are shown with
+    "fd": ("Fréchet distance (FD)", 1.0),
+    "fd_infinity": ("FD∞", 1.0),
+    "kid": ("kernel distance ×1000", 1000.0),
+}
+
 
 def page(title: str, layers: Layers, table: Table, solution: Solution, quality: QualityReport) -> str:
     """The whole report as Markdown."""
@@ -21,6 +27,7 @@ def page(title: str, layers: Layers, table: Table, solution: Solution, quality: 
         "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
         *(["## On inputs that the search did not see\n\n" + _unseen(quality)] if quality.maps else []),
         "## Pictures, on held-back inputs\n\n" + _quality(quality),
+        *(["## Pictures, on the worst inputs\n\n" + _worst(quality)] if quality.worst_mse else []),
         "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
     ]
     return "\n\n".join(parts) + "\n"
@@ -55,7 +62,8 @@ def _target(reached: Reached, solution: Solution, quality: QualityReport) -> str
     if target.measure == "psnr":
         unseen = quality.psnr_db.value if quality.psnr_db else math.inf
     else:
-        unseen = quality.fd_quantized.value - quality.fd_float.value
+        fd = quality.figures["fd"]
+        unseen = fd.quantized.value - fd.float.value
     rows = []
     for name, value in (("calibration", reached.value), ("held-back", unseen)):
         rows.append([name, f"`{target}`", f"{value:.2f}", f"{target.margin(value):+.2f}"])
@@ -115,17 +123,64 @@ def _baselines(solution: Solution, quality: QualityReport) -> str:
 
 
 def _quality(quality: QualityReport) -> str:
-    rows = [["paired PSNR, dB", _interval(quality.psnr_db, 2)], ["paired SSIM", _interval(quality.ssim, 4)]]
-    pairs = markdown(["measure", "value [95 % interval]"], rows)
-    n = quality.fd_float.n
-    fd = [
-        ["Fréchet distance", _interval(quality.fd_float, 3), _interval(quality.fd_quantized, 3)],
-        ["kernel distance ×1000", _interval(quality.kid_float, 3, 1000), _interval(quality.kid_quantized, 3, 1000)],
+    floors = quality.floors
+    rows = [
+        ["paired PSNR, dB", _interval(quality.psnr_db, 2), _interval(floors.get("psnr_db"), 2)],
+        ["paired SSIM", _interval(quality.ssim, 4), _interval(floors.get("ssim"), 4)],
+        [
+            "paired feature distance",
+            _interval(quality.feature_distance, 4),
+            _interval(floors.get("feature_distance"), 4),
+        ],
+        ["as a share of that between inputs", _interval(quality.feature_share, 4), "1"],
     ]
+    pairs = markdown(["measure", "value [95 % interval]", "float on other seeds"], rows)
+    rows = []
+    for name, figure in quality.figures.items():
+        text, scale = NAMES.get(name, (name, 1.0))
+        found = (figure.float, figure.quantized, figure.floor)
+        rows.append([text, *(_interval(value, 3, scale) for value in found)])
+    head = [f"against {quality.reference}", "float", "quantized", "noise floor"]
+    return "\n\n".join(
+        [
+            *(f"**Warning: {warning}.**" for warning in quality.warnings),
+            pairs,
+            markdown(head, rows),
+            notes(quality),
+            f"Features: {quality.features}. Figures from n = {quality.figures['fd'].float.n} generated and "
+            f"{quality.reference_n} reference samples, paired pictures from n = {quality.mse.n}. An FD depends on n: "
+            "compare it only at equal n; its extrapolation (FD∞) does not. The noise floor is the float generator "
+            "against itself with other seeds: two halves of its images, their FD brought to n.",
+        ]
+    )
+
+
+def notes(quality: QualityReport) -> str:
+    """What the figures are against, and how much better the generator is on inputs and images that it has seen."""
+    said = []
+    if quality.own:
+        said.append(
+            "No real images were given: the reference is the float generator's own samples, so that these figures say "
+            "how far quantization moved the pictures, not how good they were."
+        )
+    error = quality.gap.get("error_db")
+    if error:
+        said.append(f"Generalisation gap: held-back over calibration error {_interval(error, 2)} dB.")
+    if "fd_float" in quality.gap:
+        before, after = (_interval(quality.gap[name], 3) for name in ("fd_float", "fd_quantized"))
+        said.append(f"FD to test less FD to training images: float {before}, quantized {after}.")
+    elif not quality.own:
+        said.append("The reference has no training half: whether the generator is nearer to it is not known.")
+    return " ".join(said)
+
+
+def _worst(quality: QualityReport) -> str:
+    assert quality.worst_mse is not None
     return (
-        f"{pairs}\n\n{markdown([f'to {quality.reference}', 'float', 'quantized'], fd)}\n\n"
-        f"Features: {quality.features}. Distances from n = {n} generated and {quality.reference_n} reference samples, "
-        f"paired measures from n = {quality.mse.n}. An FD depends on n: compare it only at equal n."
+        f"Paired PSNR, dB: {_interval(quality.worst_psnr_db, 2)}, n = {quality.worst_mse.n}; "
+        f"{_interval(quality.psnr_db, 2)} on held-back inputs. Gradient ascent moved as many held-back inputs to where "
+        "this map does worst: latents of a normal distribution on the shell of their norm, uniform ones within their "
+        "range, pictures by 8 levels of 255 at most."
     )
 
 

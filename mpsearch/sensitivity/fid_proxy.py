@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpsearch.features import Moments, extract, frechet_distance, moments, pooled_pixels
+from mpsearch.features import Moments, extract, frechet_to, moments, pooled_pixels, principal_axes
 from mpsearch.protocols import FeatureNet
 from mpsearch.registry import describe
 from mpsearch.subject import Subject
@@ -23,7 +24,8 @@ class FidProxy:
 
     Both distances see the same latents, so sampling noise mostly cancels; what remains is the standard error, from a
     paired bootstrap. ``notes["noise_floor"]`` is the bootstrap deviation of the float distance itself: changes below
-    it say nothing about a ranking. A change may be negative. Heusel et al. 2017 (arXiv 1706.08500) for the distance.
+    it say nothing about a ranking. A change may be negative. Few samples:
+    :func:`mpsearch.features.principal_axes`. Heusel et al. 2017 (arXiv 1706.08500) for the distance.
 
     Attributes:
         features: feature network; by default colour layout.
@@ -42,9 +44,18 @@ class FidProxy:
         columns = layers.columns(formats)
         base = self._features(subject.reference)
         target = self.reference or moments(base)
+        axes, few = principal_axes(target, len(base))
+        if few:
+            warnings.warn(few, stacklevel=2)
+        target = target.on(axes)
+        distance = frechet_to(target)
+
+        def measured(features: Tensor) -> float:
+            return distance(moments(features).on(axes))
+
         generator = torch.Generator().manual_seed(self.seed)
         draws = [torch.randint(len(base), (len(base),), generator=generator) for _ in range(self.resamples)]
-        floats = np.array([self._distance(base[draw], target) for draw in [torch.arange(len(base)), *draws]])
+        floats = np.array([measured(base[draw]) for draw in [torch.arange(len(base)), *draws]])
         values = np.full((len(layers), len(columns)), np.nan)
         stderr = np.full_like(values, np.nan)
         cells = [(row, layer, f) for row, layer in enumerate(layers) for f in layers.choices(layer, formats)]
@@ -53,7 +64,7 @@ class FidProxy:
 
             def measure(bitmap: BitMap = BitMap({layer.name: format})) -> list[float]:  # noqa: B008
                 moved = self._features(subject.images(bitmap))
-                change = [self._distance(moved[d], target) for d in [torch.arange(len(base)), *draws]] - floats
+                change = [measured(moved[d]) for d in [torch.arange(len(base)), *draws]] - floats
                 return [float(change[0]), float(change[1:].std(ddof=1))]
 
             cell = subject.recall(f"{about} {layer.name}={format}", 2, measure)
@@ -64,10 +75,6 @@ class FidProxy:
 
     def _features(self, images: Sequence[Tensor]) -> Tensor:
         return torch.cat([extract(self.features, batch).double() for batch in images])
-
-    @staticmethod
-    def _distance(features: Tensor, target: Moments) -> float:
-        return frechet_distance(moments(features), target)
 
 
 def _name(features: FeatureNet) -> str:

@@ -6,7 +6,7 @@ from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.frontier import Point
 from mpsearch.types.layer import Layer, Layers, Unit
 from mpsearch.types.pairs import Interactions, Pairs
-from mpsearch.types.quality import Interval, Paired, QualityReport, decibels
+from mpsearch.types.quality import Figure, Interval, Paired, QualityReport, decibels, gap_db
 from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
 from mpsearch.types.solution import Answer, Baseline, Choice, Limit, Measured, Problem, Solution
 from mpsearch.types.table import Table
@@ -21,6 +21,7 @@ __all__ = [
     "BitMap",
     "Budget",
     "Choice",
+    "Figure",
     "Floors",
     "Format",
     "Interactions",
@@ -42,6 +43,7 @@ __all__ = [
     "Together",
     "Unit",
     "decibels",
+    "gap_db",
     "matching",
     "parse_formats",
     "ruled",

@@ -10,8 +10,10 @@ from mpsearch.zoo.embedded import (
     fashion_features,
     reference_path,
     sagan,
+    stylegan2,
 )
 from mpsearch.zoo.image_features import EfficientNetFeatures
+from mpsearch.zoo.inception import InceptionFeatures
 from mpsearch.zoo.loading import is_published, load_generator, resolve
 from mpsearch.zoo.pretrained import load_diffusers
 from mpsearch.zoo.published import PUBLISHED, Note, fetch_published, load_published, unheard
@@ -21,6 +23,7 @@ __all__ = [
     "WEIGHTS",
     "Denoiser",
     "EfficientNetFeatures",
+    "InceptionFeatures",
     "Note",
     "Sampler",
     "classifier",
@@ -37,5 +40,6 @@ __all__ = [
     "resolve",
     "sagan",
     "sampler",
+    "stylegan2",
     "unheard",
 ]

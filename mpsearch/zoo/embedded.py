@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
 from mpsearch.zoo.classifier import FashionClassifier
@@ -15,16 +16,33 @@ from mpsearch.zoo.diffusion import Denoiser, Sampler, sampler
 from mpsearch.zoo.loading import load_weights
 from mpsearch.zoo.pretrained import load_diffusers
 from mpsearch.zoo.sagan import SAGANGenerator
+from mpsearch.zoo.stylegan2 import StyleGAN2Generator
 
 WEIGHTS = Path(__file__).parent / "weights"
-DIFFUSION = WEIGHTS / "diffusion"  # a diffusers pipeline
 DIRECTIONS = ("sneaker2boot", "boot2sneaker")
+DIFFUSION = WEIGHTS / "diffusion"  # a diffusers pipeline
 
 
 def sagan() -> SAGANGenerator:
     """The trained generator; ``weights/sagan.md`` is its model card."""
     model = SAGANGenerator()
     load_weights(model, WEIGHTS / "sagan.safetensors")
+    return model.eval()
+
+
+def stylegan2(space: Literal["z", "w"] = "z") -> StyleGAN2Generator:
+    """The trained StyleGAN2; ``weights/stylegan2.md`` is its model card.
+
+    Args:
+        space: what the generator reads: latents z ``(N, 64)`` from N(0, 1), or w ``(N, 64)``, what its mapping network
+            makes of them. The layers of the synthesis have the same names in both.
+    """
+    if space not in ("z", "w"):
+        raise UsageError(f"the space of stylegan2 is 'z' or 'w', not {space!r}")
+    model = StyleGAN2Generator()
+    load_weights(model, WEIGHTS / "stylegan2.safetensors")
+    if space == "w":
+        model.mapping = nn.Identity()
     return model.eval()
 
 
