@@ -15,12 +15,13 @@ from mpsearch.zoo import WEIGHTS, is_published
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-# The 255-layer U-Net is searched on a tenth of its layers here; its whole run takes minutes.
+# The 255-layer U-Net is searched on a tenth of its layers here, the sampler on few steps; whole runs take minutes.
 SHORT = {
     "zoo-terrain-unet": {
         "layers": {"include": ["*input_blocks.1.*", "*middle_block*", "time_embed.*"]},
         "estimator": {"name": "one-pass", "options": {"probes": 4}},
-    }
+    },
+    "diffusion": {"model": {"factory": "mpsearch.zoo:diffusion", "options": {"steps": 4}}},
 }
 
 

@@ -224,7 +224,7 @@ def config_of(folder, sampler):
     return load_config(
         model={"factory": "my_unet.py:step"},
         inputs=[{"kind": "trajectory", "sampler": sampler, "shape": [1, 8, 8]}],
-        samples={"calibration": 8, "heldback": 8, "distances": 8, "batch": 4},
+        samples={"calibration": 8, "heldback": 8, "distances": 80, "batch": 4},
         base=folder,
         layers={"include": ["*conv1*", "*time_emb_proj*"]},
         formats=["w2", "w4", "w8"],
