@@ -20,7 +20,7 @@ from mpsearch.zoo import (
 )
 from mpsearch.zoo.cyclegan import CycleGANGenerator
 
-DISTANCES = {sagan: 1.5, stylegan2: 3.5}  # at most, n = 2,000
+DISTANCES = {sagan: 1.5, stylegan2: 2.0}  # at most, n = 2,000
 
 
 @pytest.fixture(scope="module", params=DISTANCES, ids=lambda factory: factory.__name__)
