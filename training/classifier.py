@@ -42,10 +42,7 @@ def train(config: dict[str, Any]) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config["learning_rate"], config["epochs"] * steps)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     epoch, seconds = 0, 0.0
-    if state := checkpoint.load(work / "last.pt"):
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
+    if state := checkpoint.resume(work / "last.pt", parts):
         epoch, seconds = state["epoch"], state["seconds"]
     started = time.monotonic()
     while epoch < config["epochs"]:
@@ -60,8 +57,7 @@ def train(config: dict[str, Any]) -> None:
             schedule.step()
         epoch += 1
         spent = seconds + time.monotonic() - started
-        state = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.save(work / "last.pt", state | {"random": torch.get_rng_state(), "epoch": epoch, "seconds": spent})
+        checkpoint.keep(work / "last.pt", parts, epoch=epoch, seconds=spent)
         score = accuracy(model, test_images, test_labels)
         facts = {"epoch": str(epoch), "seconds": f"{spent:.0f}", "test_accuracy": f"{score:.4f}"}
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, work / "classifier.safetensors", facts)

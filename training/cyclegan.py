@@ -104,10 +104,7 @@ def train(config: dict[str, Any]) -> None:
     parts = {"live": live, "judges": judges, "ema": ema, "optim_g": optim_g, "optim_d": optim_d}
     buffers = {d: torch.empty(0, 1, 32, 32) for d in DIRECTIONS}
     step, seconds = 0, 0.0
-    if state := checkpoint.load(work / "last.pt"):
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
+    if state := checkpoint.resume(work / "last.pt", parts):
         buffers, step, seconds = state["buffers"], state["step"], state["seconds"]
     batch, steps = config["batch"], config["steps"]
     forth, back = DIRECTIONS
@@ -146,9 +143,7 @@ def train(config: dict[str, Any]) -> None:
         average(ema, live, min(config["ema"], step / (step + 10)))
         if step % config["checkpoint_every"] == 0 or step == steps:
             spent = seconds + time.monotonic() - began
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"buffers": buffers, "random": torch.get_rng_state(), "step": step, "seconds": spent}
-            checkpoint.save(work / "last.pt", state)
+            checkpoint.keep(work / "last.pt", parts, buffers=buffers, step=step, seconds=spent)
             facts = {"step": str(step), "seconds": f"{spent:.0f}"}
             for direction in DIRECTIONS:
                 weights = {k: v.contiguous() for k, v in ema[direction].state_dict().items()}

@@ -66,10 +66,7 @@ def train(config: dict[str, Any]) -> None:
     optimizer = torch.optim.Adam(unet.parameters(), config["learning_rate"])
     parts = {"unet": unet, "ema": ema, "optimizer": optimizer}
     step, seconds = 0, 0.0
-    if state := checkpoint.load(work / "last.pt"):
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
+    if state := checkpoint.resume(work / "last.pt", parts):
         step, seconds = state["step"], state["seconds"]
     started, losses = time.monotonic(), []
     while step < config["steps"]:
@@ -86,9 +83,7 @@ def train(config: dict[str, Any]) -> None:
         average(ema, unet, min(config["ema"], step / (step + 10)))
         if step % config["checkpoint_every"] == 0 or step == config["steps"]:
             spent = seconds + time.monotonic() - started
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"random": torch.get_rng_state(), "step": step, "seconds": spent}
-            checkpoint.save(work / "last.pt", state)
+            checkpoint.keep(work / "last.pt", parts, step=step, seconds=spent)
             save_pipeline(ema, scheduler, work / "pipeline", {"step": str(step), "seconds": f"{spent:.0f}"})
             save_grid(work / "samples.png", {f"step {step}": samples(ema, scheduler, config["seed"])})
             print(f"step {step} loss {sum(losses) / len(losses):.4f} {spent:.0f} s", flush=True)

@@ -100,10 +100,7 @@ def train(config: dict[str, Any]) -> None:
     optim_d = torch.optim.Adam(judge.parameters(), config["discriminator_lr"], betas)
     parts = {"generator": generator, "judge": judge, "ema": ema, "optim_g": optim_g, "optim_d": optim_d}
     step, seconds = 0, 0.0
-    if state := checkpoint.load(work / "last.pt"):
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
+    if state := checkpoint.resume(work / "last.pt", parts):
         step, seconds = state["step"], state["seconds"]
     batch = config["batch"]
     started = time.monotonic()
@@ -128,9 +125,7 @@ def train(config: dict[str, Any]) -> None:
         average(ema, generator, min(config["ema"], step / (step + 10)))
         if step % config["checkpoint_every"] == 0 or step == config["steps"]:
             spent = seconds + time.monotonic() - started
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"random": torch.get_rng_state(), "step": step, "seconds": spent}
-            checkpoint.save(work / "last.pt", state)
+            checkpoint.keep(work / "last.pt", parts, step=step, seconds=spent)
             settled = settle(ema, config["seed"])
             save_file(
                 settled.state_dict(), work / "generator.safetensors", {"step": str(step), "seconds": f"{spent:.0f}"}

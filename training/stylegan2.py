@@ -117,10 +117,7 @@ def train(config: dict[str, Any]) -> None:
     optim_d = torch.optim.Adam(equalized(judge, config["discriminator_lr"]), betas=betas, fused=True)
     parts = {"generator": generator, "judge": judge, "ema": ema, "optim_g": optim_g, "optim_d": optim_d}
     step, seconds = 0, 0.0
-    if state := checkpoint.load(work / "last.pt"):
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["random"])
+    if state := checkpoint.resume(work / "last.pt", parts):
         step, seconds = state["step"], state["seconds"]
     batch, every = config["batch"], config["penalty_every"]
     layers = [module for module in generator.modules() if isinstance(module, Layer)]
@@ -151,9 +148,7 @@ def train(config: dict[str, Any]) -> None:
         average(ema, generator, min(config["ema"], step / (step + 10)))
         if step % config["checkpoint_every"] == 0 or step == config["steps"]:
             spent = seconds + time.monotonic() - started
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"random": torch.get_rng_state(), "step": step, "seconds": spent}
-            checkpoint.save(work / "last.pt", state)
+            checkpoint.keep(work / "last.pt", parts, step=step, seconds=spent)
             facts = {"step": str(step), "seconds": f"{spent:.0f}"}
             save_file(ema.state_dict(), work / "generator.safetensors", facts)
             grid(ema, work / "samples.png", config["seed"])
