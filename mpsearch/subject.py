@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import ArtifactError
 from mpsearch.model import Reuse
-from mpsearch.quant import ActivationRange, WeightBank, activation_ranges, applied
+from mpsearch.quant import ActivationRange, Observed, WeightBank, applied, observe
 from mpsearch.types import FLOAT, BitMap, Format, Layers, Measured
 
 HOPELESS = 4.0  # standard errors
@@ -59,9 +59,15 @@ class Subject:
         return WeightBank(self.model)
 
     @cached_property
+    def _observed(self) -> tuple[list[Tensor], dict[str, Observed]]:
+        """The one pass of the float generator over all inputs: its images, and what the layers read."""
+        places = {layer.name: self.bank.site(layer.name).places for layer in self.layers if layer.act_elements}
+        return observe(self.model, self.calibration, places)
+
+    @property
     def reference(self) -> list[Tensor]:
         """Images of the float generator, one tensor a batch."""
-        return outputs(self.model, self.calibration)
+        return self._observed[0]
 
     @cached_property
     def peak(self) -> float:
@@ -76,14 +82,14 @@ class Subject:
 
     def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], ActivationRange]:
         """Activation ranges of every layer at every width in ``formats``, fitted on the calibration inputs."""
-        widths = {format.act_bits for format in formats if format.act_bits}
-        names = [layer.name for layer in self.layers if layer.act_elements]
-        missing = {bits for bits in widths if any((name, bits) not in self._ranges for name in names)}
-        if missing:
-            places = {name: self.bank.site(name).places for name in names}
-            wanted = {name: sorted(missing) for name in names}
-            self._ranges |= activation_ranges(self.model, wanted, self.calibration, places)
-        return {(name, bits): self._ranges[name, bits] for name in names for bits in widths}
+        widths = sorted({format.act_bits for format in formats if format.act_bits})
+        found = {
+            (name, bits): self._ranges.get((name, bits)) or seen.range(bits)
+            for name, seen in self._observed[1].items()
+            for bits in widths
+        }
+        self._ranges |= found
+        return found
 
     def with_ranges(self, bitmap: BitMap) -> BitMap:
         """The map with the calibrated range of every activation it quantizes."""
@@ -154,16 +160,18 @@ class Subject:
         whole = [(self.calibration.batches[batch], images)]
         if count < 2:
             return whole
-        cut = self.calibration.cut(batch, len(images), count)
+        cut = list(zip(self.calibration.cut(batch, len(images), count), images.tensor_split(count), strict=True))
+        halves = list(zip(self.calibration.cut(batch, len(images), 2), images.tensor_split(2), strict=True))
+        # Every sample once, away from half of the others, and one part of each size.
+        args, expected = zip(*halves, cut[0], cut[-1], strict=True)
         try:
-            found = outputs(self.model, Calibration(tuple(cut), self.calibration.run(batch)[0]))
+            found = outputs(self.model, Calibration(args, self.calibration.run(batch)[0]))
         except Exception:  # whatever a model that wants its batch whole says
             return whole
-        expected = images.tensor_split(count)
         size = images.abs().max().item()
         if any(a.shape != b.shape or (a - b).abs().max() > SAME * size for a, b in zip(found, expected, strict=True)):
             return whole
-        return list(zip(cut, expected, strict=True))
+        return cut
 
     def recall(self, name: str, count: int | None, measure: Callable[[], list[float]]) -> list[float]:
         """The ``count`` numbers measured once under ``name``, in this process or an earlier one; None = any number."""

@@ -15,7 +15,7 @@ from mpsearch.features import frechet_distance, moments
 from mpsearch.inputs import Trajectory, draw
 from mpsearch.layers import find_layers
 from mpsearch.quality import Reference
-from mpsearch.quant.activations import activation_ranges
+from mpsearch.quant import observe
 from mpsearch.run import Run
 from mpsearch.sensitivity import OnePass, Perturbation
 from mpsearch.types import BitMap, parse_formats
@@ -168,16 +168,12 @@ def test_activation_ranges_see_every_step_alike():
         def forward(self, x):
             return sum(self.layer(x.sign() * k) for k in (1.0, 2.0, 3.0, 4.0))
 
-    model, seen = Steps(), []
     calibration = Calibration.of([(torch.randn(30_000, 1),) for _ in range(3)])
-    original = torch.cat
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "cat", lambda tensors: seen.append(original(tensors)) or seen[-1])
-        grid = activation_ranges(model, {"layer.weight": [8]}, calibration, {"layer.weight": ["layer.weight"]})
-    assert grid["layer.weight", 8].high == 4
-    assert grid["layer.weight", 8].low == -4
-    assert len(seen[-1]) <= 2**16
-    shares = [(seen[-1].abs() == k).double().mean().item() for k in (1, 2, 3, 4)]
+    seen = observe(Steps(), calibration, {"layer.weight": ["layer.weight"]})[1]["layer.weight"]
+    assert seen.range(8).high == 4
+    assert seen.range(8).low == -4
+    assert len(seen.values()) <= 2**16
+    shares = [(seen.values().abs() == k).double().mean().item() for k in (1, 2, 3, 4)]
     assert shares == pytest.approx([0.25] * 4, abs=0.02)
 
 

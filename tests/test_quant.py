@@ -10,7 +10,7 @@ from mpsearch.model import evaluating, owner
 from mpsearch.quant import (
     ActivationRange,
     activation_errors,
-    activation_ranges,
+    observe,
     quantize_activation,
     quantize_weight,
 )
@@ -105,14 +105,13 @@ def test_errors_on_many_grids_are_those_of_one_grid_each():
 def test_activation_ranges_minimise_the_rounding_error(deconv):
     model, batches = deconv
     calibration = Calibration.of(batches)
-    places = {"main.3.weight": ("main.3.weight",)}
-    ranges = activation_ranges(model, {"main.3.weight": [4, 8]}, calibration, places)
-    seen = []
-    hook = model.main[3].register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten()))
+    _, seen = observe(model, calibration, {"main.3.weight": ("main.3.weight",)})
+    four, eight = (seen["main.3.weight"].range(bits) for bits in (4, 8))
+    read = []
+    hook = model.main[3].register_forward_pre_hook(lambda m, args: read.append(args[0].flatten()))
     outputs(model, calibration)
     hook.remove()
-    values = torch.cat(seen)
-    four = ranges["main.3.weight", 4]
+    values = torch.cat(read)
     full = ActivationRange(0.0, values.max().item(), 4)
 
     def error(grid):
@@ -120,7 +119,7 @@ def test_activation_ranges_minimise_the_rounding_error(deconv):
 
     assert four.low == 0.0, "after ReLU nothing is negative"
     assert error(four) <= error(full)
-    assert four.high <= ranges["main.3.weight", 8].high <= values.max().item() * (1 + 1e-6)
+    assert four.high <= eight.high <= values.max().item() * (1 + 1e-6)
 
 
 def test_a_map_replaces_exactly_the_named_weights_and_undoes_it(case, snapshot):

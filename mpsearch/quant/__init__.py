@@ -1,17 +1,18 @@
 """Grids, ranges and the context that puts a bit map on a generator."""
 
-from mpsearch.quant.activations import ActivationRange, activation_errors, activation_ranges, quantize_activation
+from mpsearch.quant.activations import ActivationRange, Observed, activation_errors, observe, quantize_activation
 from mpsearch.quant.bank import WeightBank
 from mpsearch.quant.context import applied, quantized
 from mpsearch.quant.weights import QuantizedWeight, quantize_weight
 
 __all__ = [
     "ActivationRange",
+    "Observed",
     "QuantizedWeight",
     "WeightBank",
     "activation_errors",
-    "activation_ranges",
     "applied",
+    "observe",
     "quantize_activation",
     "quantize_weight",
     "quantized",

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration
+from mpsearch.calibration import Calibration, output
 from mpsearch.errors import UsageError
-from mpsearch.model import evaluating, forward, inputs_mapped
+from mpsearch.model import inputs_mapped
 
 SAMPLES = 2**16  # values kept a layer; range error falls with their square root and is below 1 % here
-SHRINKS = 40
+GRID = 8  # candidate ranges of each of two rounds, the second around the best of the first
 
 
 @dataclass(frozen=True)
@@ -61,58 +61,20 @@ def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
     return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(flat)
 
 
-def activation_ranges(
-    model: nn.Module,
-    widths: Mapping[str, Iterable[int]],
-    calibration: Calibration,
-    places: Mapping[str, Iterable[str]],
-) -> dict[tuple[str, int], ActivationRange]:
-    """Fit one range for every (layer, bits) on the inputs that the layer's owners read.
+class Observed:
+    """What a layer read: the extremes, and a random sample of the values."""
 
-    The range minimises the mean squared rounding error over shrunken copies of the observed minimum and maximum.
-
-    Args:
-        model: the float generator.
-        widths: layer → activation bits.
-        calibration: the inputs.
-        places: layer → every name that its tied copies are read under.
-
-    Raises:
-        UsageError: a layer is never called, so it reads nothing.
-    """
-    share = max(SAMPLES // len(calibration), 1)
-    taps = {name: _Tap(share, calibration.seed) for name in widths}
-    with (
-        evaluating(model),
-        torch.no_grad(),
-        inputs_mapped(model, {place: tap for name, tap in taps.items() for place in places[name]}),
-    ):
-        for seed, batch in calibration.runs():
-            forward(model, batch, seed)
-            for tap in taps.values():
-                tap.settle()
-    ranges = {}
-    for name, tap in taps.items():
-        if not tap.kept:
-            raise UsageError(f"{name} is never called on these inputs: its activations cannot be quantized")
-        values = torch.cat(tap.kept)
-        for bits in widths[name]:
-            ranges[name, bits] = _fit(values, tap.low, tap.high, bits)
-    return ranges
-
-
-class _Tap:
-    """Lets a tensor through unchanged, remembering its extremes and a random sample of its values."""
-
-    def __init__(self, share: int, seed: int) -> None:
+    def __init__(self, layer: str, share: int, seed: int) -> None:
+        self._layer = layer
         self.low = 0.0
         self.high = 0.0
-        self.kept: list[Tensor] = []
         self._share = share  # values kept a batch
+        self._kept: list[Tensor] = []
         self._calls: list[Tensor] = []  # what is kept of those of the batch at hand
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Take note of ``x``, and return it unchanged."""
         low, high = torch.aminmax(x.detach())
         self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         self._calls.append(self._some(x.detach().reshape(-1)).float())
@@ -121,8 +83,22 @@ class _Tap:
     def settle(self) -> None:
         """A batch is done: a layer that it called many times, as samplers do, keeps no more than others."""
         if self._calls:
-            self.kept.append(self._some(torch.cat(self._calls)))
+            self._kept.append(self._some(torch.cat(self._calls)))
         self._calls = []
+
+    def values(self) -> Tensor:
+        """The sample, float32.
+
+        Raises:
+            UsageError: nothing was read.
+        """
+        if not self._kept:
+            raise UsageError(f"{self._layer} is never called on these inputs: its activations cannot be quantized")
+        return torch.cat(self._kept)
+
+    def range(self, bits: int) -> ActivationRange:
+        """The range of least squared rounding error of the sample among shrunken copies of the extremes."""
+        return _fit(self.values(), self.low, self.high, bits)
 
     def _some(self, values: Tensor) -> Tensor:
         if len(values) <= self._share:
@@ -131,11 +107,40 @@ class _Tap:
         return values[spots.to(values.device)]
 
 
+def observe(
+    model: nn.Module, calibration: Calibration, places: Mapping[str, Iterable[str]]
+) -> tuple[list[Tensor], dict[str, Observed]]:
+    """One pass of the float generator: its images, one tensor a batch, and what every layer read.
+
+    Args:
+        model: the float generator.
+        calibration: the inputs.
+        places: layer → every name that its tied copies are read under.
+    """
+    share = max(SAMPLES // len(calibration), 1)
+    taps = {name: Observed(name, share, calibration.seed) for name in places}
+    images = []
+    with inputs_mapped(model, {place: tap for name, tap in taps.items() for place in places[name]}):
+        for batch in range(len(calibration)):
+            images.append(output(model, calibration, batch))
+            for tap in taps.values():
+                tap.settle()
+    return images, taps
+
+
 def _fit(values: Tensor, low: float, high: float, bits: int) -> ActivationRange:
     # The two ends shrink together; one-sided data has only one end.
-    shares = [1 - step / SHRINKS for step in range(SHRINKS)]
-    grids = [ActivationRange(_single(low * share), _single(high * share), bits) for share in shares]
-    return min(grids, key=lambda grid: activation_errors(values, [grid]).square_().sum().item())
+    def best(shares: Sequence[float]) -> float:
+        grids = [_shrunk(low, high, share, bits) for share in shares]
+        return shares[int(activation_errors(values, grids).square_().sum(1).argmin())]
+
+    share = best([1 - step / GRID for step in range(GRID)])
+    around = [share + step / GRID**2 for step in range(GRID - 1, -GRID, -1)]
+    return _shrunk(low, high, best([share for share in around if 0 < share <= 1]), bits)
+
+
+def _shrunk(low: float, high: float, share: float, bits: int) -> ActivationRange:
+    return ActivationRange(_single(low * share), _single(high * share), bits)
 
 
 def _single(value: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
 from mpsearch.model import device_of, inputs_mapped, substituted
-from mpsearch.quant.activations import ActivationRange, activation_ranges, quantize_activation
+from mpsearch.quant.activations import ActivationRange, observe, quantize_activation
 from mpsearch.quant.bank import WeightBank
 from mpsearch.types import BitMap, Format
 
@@ -46,15 +46,15 @@ def with_ranges(
 ) -> BitMap:
     """The map under first names, with every activation range it needs, fitted on ``batches`` where it has none."""
     bitmap = bank.normalised(bitmap)
-    missing = {name: [f.act_bits] for name, f in bitmap.items() if f.act_bits and name not in bitmap.ranges}
+    missing = {name: f.act_bits for name, f in bitmap.items() if f.act_bits and name not in bitmap.ranges}
     if not missing:
         return bitmap
     if batches is None:
         raise UsageError(f"{len(missing)} layers, {next(iter(missing))} first, lack an activation range: pass batches=")
     calibration = batches if isinstance(batches, Calibration) else Calibration.of(batches, device_of(model))
-    places = {name: bank.site(name).places for name in missing}
-    fitted = activation_ranges(model, missing, calibration, places)
-    return bitmap.with_ranges({**bitmap.ranges, **{name: (r.low, r.high) for (name, _), r in fitted.items()}})
+    _, seen = observe(model, calibration, {name: bank.site(name).places for name in missing})
+    fitted = {name: seen[name].range(bits) for name, bits in missing.items()}
+    return bitmap.with_ranges({**bitmap.ranges, **{name: (grid.low, grid.high) for name, grid in fitted.items()}})
 
 
 @contextmanager

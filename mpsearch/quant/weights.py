@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from mpsearch.errors import UsageError
 from mpsearch.types import Format
 
-GRID = 40  # candidate scales before the least-squares refinement
-BLOCK = 1 << 17  # weights fitted at a time: what they need stays in the cache
-REFINE = 4  # least-squares steps
+GRID = 8  # candidate scales a round
+ROUNDS = 3  # the first over all scales, each later one around the best of the round before
+BLOCK = 1 << 19  # products of weights and candidate scales at a time: what they need stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +41,8 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
     """Quantize ``weight`` as ``format`` says, one scale for every index of ``axis``.
 
     The scale of a channel minimises ``‖w − s·round(w/s)‖²`` over a geometric grid of clipping points up to the largest
-    magnitude, then over alternating least squares ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed ``max|w| / q``, so the
-    outermost level is always used and quantizing twice changes nothing.
+    magnitude, ever finer, then by least squares for the codes found, ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed
+    ``max|w| / q``, so the outermost level is always used and quantizing twice changes nothing.
     """
     if format.bits is None:
         if format.kind != "fp16":
@@ -50,7 +51,7 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
         return QuantizedWeight(weight.detach().clamp(-limit, limit).to(torch.float16), None, weight.dtype)
     top = 2 ** (format.bits - 1) - 1
     rows = weight.detach().movedim(axis, 0).flatten(1).float()  # (channels, weights of a channel)
-    few = max(1, BLOCK // rows.shape[1])
+    few = max(1, BLOCK // (GRID * rows.shape[1]))
     scale = torch.cat([_fit(part, top) for part in torch.split(rows, few)])
     shape = [1] * weight.ndim
     shape[axis] = -1
@@ -64,23 +65,21 @@ def _fit(rows: Tensor, top: int) -> Tensor:
     peak = rows.abs().amax(1, keepdim=True)
     largest = torch.where(peak > 0, peak / top, torch.ones_like(peak))
     # Heavy-tailed channels at 2 or 3 bits clip at a tenth of their peak; 8 bits gain nothing below a third.
-    lowest = 0.08 if top <= 3 else 0.3
-    best_scale, best_error = largest, _error(rows, largest, top)
-    for ratio in torch.logspace(0, torch.log10(torch.tensor(lowest)).item(), GRID, dtype=torch.float64).tolist()[1:]:
-        best_scale, best_error = _keep(rows, largest * ratio, top, best_scale, best_error)
-    for _ in range(REFINE):
-        codes = torch.round(rows / best_scale).clamp_(-top, top)
-        fitted = (rows * codes).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp_min(1.0)
-        fitted = torch.where(fitted > 0, torch.minimum(fitted, largest), best_scale)
-        best_scale, best_error = _keep(rows, fitted, top, best_scale, best_error)
-    return best_scale
+    lowest = math.log(0.08 if top <= 3 else 0.3)
+    scale = _best(rows, largest * torch.linspace(0, lowest, GRID).exp().to(rows.device), top)
+    reach = lowest / (GRID - 1)  # from one candidate to the next
+    for _ in range(ROUNDS - 1):
+        around = torch.linspace(-reach, reach, GRID + 2)[1:-1].exp().to(rows.device)
+        scale = _best(rows, torch.cat([scale, torch.minimum(scale * around, largest)], 1), top)
+        reach *= 2 / (GRID + 1)
+    codes = torch.round(rows / scale).clamp_(-top, top)
+    fitted = (rows * codes).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp_min(1.0)
+    fitted = torch.where(fitted > 0, torch.minimum(fitted, largest), scale)
+    return _best(rows, torch.cat([scale, fitted], 1), top)
 
 
-def _error(rows: Tensor, scale: Tensor, top: int) -> Tensor:
-    return (torch.round(rows / scale).clamp_(-top, top).mul_(scale).sub_(rows)).square_().sum(1, keepdim=True)
-
-
-def _keep(rows: Tensor, scale: Tensor, top: int, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    error = _error(rows, scale, top)
-    better = error < least
-    return torch.where(better, scale, best), torch.where(better, error, least)
+def _best(rows: Tensor, scales: Tensor, top: int) -> Tensor:
+    """``(channels, candidates)`` → ``(channels, 1)`` of least squared error; the first among equals."""
+    steps = rows[:, None] * (1 / scales)[:, :, None]
+    error = torch.linalg.vector_norm(steps.sub_(torch.round(steps).clamp_(-top, top)), dim=2).mul_(scales)
+    return scales.gather(1, error.argmin(1, keepdim=True))
