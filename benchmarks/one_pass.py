@@ -1,7 +1,8 @@
 """Cost of ``one-pass`` against the backward passes that it is made of, and its growth with the number of formats.
 
 Everything is made anew every time: the float images, the scales of all weight widths and the ranges of all activation
-widths count. Every ratio is taken within one round (the machine drifts); the table gives the median and the range over rounds.
+widths count. Every ratio is taken within one round (the machine drifts); the table gives the median and the range over
+rounds.
 """
 
 from __future__ import annotations

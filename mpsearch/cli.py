@@ -225,7 +225,8 @@ def run(
     show_solution(solution)
     show_quality(quality)
     for path in sorted(p for p in report.parent.rglob("*") if p.is_file()):
-        screen.print(str(path), soft_wrap=True, highlight=False)
+        if "parts" not in path.relative_to(report.parent).parts:  # what a killed run would go on from
+            screen.print(str(path), soft_wrap=True, highlight=False)
 
 
 def show_solution(solution: Solution) -> None:
