@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from mpsearch.api import allocate, estimate, export, frontier, search
+from mpsearch.api import allocate, estimate, estimate_strata, export, frontier, search
 from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
@@ -42,6 +42,7 @@ __all__ = [
     "UsageError",
     "allocate",
     "estimate",
+    "estimate_strata",
     "export",
     "find_layers",
     "frontier",

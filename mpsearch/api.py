@@ -42,7 +42,7 @@ from mpsearch.search import (
     split_channels,
     splittable,
 )
-from mpsearch.sensitivity import ESTIMATORS, OnePass, channel_slopes, slopes
+from mpsearch.sensitivity import ESTIMATORS, OnePass, by_stratum, channel_slopes, slopes
 from mpsearch.subject import Memo, Subject
 from mpsearch.types import (
     FLOAT,
@@ -174,6 +174,23 @@ def estimate(
     """
     method = make("estimator", ESTIMATORS, estimator, options) if isinstance(estimator, str) else estimator
     return method(make_subject(model, batches, seed=seed), parse_formats(formats))
+
+
+def estimate_strata(
+    model: nn.Module,
+    batches: Iterable[Any],
+    formats: Iterable[str | Format] = FORMATS,
+    estimator: str | Estimator = "one-pass",
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Table]:
+    """As :func:`estimate`, a table for every class or timestep: every whole number that is an argument of a sample.
+
+    Raises:
+        UsageError: no argument is a whole number a sample.
+    """
+    method = make("estimator", ESTIMATORS, estimator, options) if isinstance(estimator, str) else estimator
+    return by_stratum(method, make_subject(model, batches, seed=seed), parse_formats(formats))
 
 
 def make_subject(

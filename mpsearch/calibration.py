@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,50 @@ class Calibration:
         """(noise seed, arguments) of one batch."""
         return self.seed + index, self.batches[index]
 
+    def strata(self) -> dict[str, Tensor]:
+        """Rows of every class, timestep or other combination of whole numbers, one a sample, among the arguments."""
+        labels = []
+        for batch in self.batches:
+            shape = (_rows(batch),)
+            whole = [a for a in batch if isinstance(a, Tensor) and a.shape == shape and not a.is_floating_point()]
+            if not whole:
+                return {}
+            labels.append(torch.stack([label.long().cpu() for label in whole], 1))
+        kinds, owner = torch.unique(torch.cat(labels), dim=0, return_inverse=True)
+        names = ["/".join(map(str, kind)) for kind in kinds.tolist()]
+        return {name: torch.nonzero(owner == number).flatten() for number, name in enumerate(names)}
+
+    def some(self, rows: Tensor) -> Calibration:
+        """The samples ``rows``, in batches no larger than the first.
+
+        Raises:
+            CalibrationError: an argument that has no row a sample and differs from batch to batch.
+        """
+        pieces = torch.split(rows, _rows(self.batches[0]))
+        columns = [self._column(place, pieces) for place in range(len(self.batches[0]))]
+        return Calibration(tuple(zip(*columns, strict=True)), self.seed)
+
+    def _column(self, place: int, pieces: Sequence[Tensor]) -> list[Any]:
+        parts = [batch[place] for batch in self.batches]
+        if all(
+            isinstance(p, Tensor) and p.ndim and len(p) == _rows(b) for p, b in zip(parts, self.batches, strict=True)
+        ):
+            whole = torch.cat(parts)
+            return [whole[piece.to(whole.device)] for piece in pieces]
+        for part in parts:
+            same = torch.equal(part, parts[0]) if isinstance(part, Tensor) else part == parts[0]
+            if not same:
+                raise CalibrationError(f"argument {place} has no row a sample and differs from batch to batch")
+        return [parts[0]] * len(pieces)
+
     def runs(self) -> Iterable[tuple[int, tuple[Any, ...]]]:
         """(noise seed, arguments) of every batch."""
         return map(self.run, range(len(self.batches)))
+
+
+def _rows(batch: tuple[Any, ...]) -> int:
+    """Samples of a batch: rows of its longest tensor."""
+    return max((len(arg) for arg in batch if isinstance(arg, Tensor) and arg.ndim), default=0)
 
 
 def output(model: nn.Module, calibration: Calibration, index: int) -> Tensor:

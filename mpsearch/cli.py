@@ -80,6 +80,9 @@ def sensitivity(
     compare: Annotated[
         bool, typer.Option("--compare", help="All estimators, and how well each ranks the true error.")
     ] = False,
+    strata: Annotated[
+        bool, typer.Option("--strata", help="Also in every class or timestep of the calibration inputs.")
+    ] = False,
     formats: FormatOption = None,
     seed: Seed = None,
 ) -> None:
@@ -90,12 +93,18 @@ def sensitivity(
     chosen = {"name": estimator} if estimator else None
     with working(config, out, estimator=chosen, formats=formats, seed=seed) as run:
         table = run.sensitivity
+        parts = run.strata if strata else {}
         tables = {name: run.table(name) for name in ESTIMATORS} if compare else {}
     sheet = Sheet("layer", *map(str, table.formats), title=f"{table.measure}, {table.source}")
     for unit, values, errors in zip(table.units, table.values, table.stderr, strict=True):
         cells = ["–" if np.isnan(v) else f"{v:.1e} ±{e:.0e}" for v, e in zip(values, errors, strict=True)]
         sheet.add_row(str(unit), *cells)
     screen.print(sheet)
+    if parts:
+        sheet = Sheet("class or timestep", *map(str, table.formats), title="sum of the layers")
+        for name, part in parts.items():
+            sheet.add_row(name, *(f"{value:.1e}" for value in np.nansum(part.values, 0)))
+        screen.print(sheet)
     if tables:
         sheet = Sheet("estimator", "rank correlation with the true error", "log correlation", "cells")
         for name, other in tables.items():

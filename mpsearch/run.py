@@ -33,7 +33,7 @@ from mpsearch.quant import applied
 from mpsearch.registry import lookup, make
 from mpsearch.report import page, save_grid, save_scatter
 from mpsearch.search import SOLVERS
-from mpsearch.sensitivity import ESTIMATORS
+from mpsearch.sensitivity import ESTIMATORS, by_stratum
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
@@ -291,6 +291,23 @@ class Run:
             lambda: self._tables[0] if configured else estimator(self.subject, parse_formats(self.config.formats)),
             Table.to_json,
             Table.from_json,
+        )
+
+    @cached_property
+    def strata(self) -> dict[str, Table]:
+        """``sensitivity-strata.json``: the configured estimator in every class or timestep."""
+        estimator, key = self._estimator(self.config.estimator.name)
+
+        def read(payload: dict[str, Any]) -> dict[str, Table]:
+            return {name: Table.from_json(table) for name, table in payload.items()}
+
+        return self.folder.stage(
+            "sensitivity-strata",
+            "mpsearch-strata/1",
+            fingerprint(key),
+            lambda: by_stratum(estimator, self.subject, parse_formats(self.config.formats)),
+            lambda tables: {name: table.to_json() for name, table in tables.items()},
+            read,
         )
 
     def _estimator(self, name: str) -> tuple[Estimator, list[Any]]:

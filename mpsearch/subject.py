@@ -50,6 +50,7 @@ class Subject:
         self.progress = progress
         self.evaluations = 0
         self.asked: set[str] = set()
+        self._whole: Subject | None = None  # the subject that this is a part of
         self._ranges: dict[tuple[str, int], ActivationRange] = {}
         self._least = math.inf  # error of the map whose activations are kept
         self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
@@ -82,6 +83,8 @@ class Subject:
 
     def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], ActivationRange]:
         """Activation ranges of every layer at every width in ``formats``, fitted on the calibration inputs."""
+        if self._whole is not None:
+            return self._whole.ranges(formats)
         widths = sorted({format.act_bits for format in formats if format.act_bits})
         found = {
             (name, bits): self._ranges.get((name, bits)) or seen.range(bits)
@@ -172,6 +175,12 @@ class Subject:
         if any(a.shape != b.shape or (a - b).abs().max() > SAME * size for a, b in zip(found, expected, strict=True)):
             return whole
         return cut
+
+    def part(self, rows: Tensor) -> Subject:
+        """The same generator on some of the samples, with the activation ranges of all of them."""
+        part = Subject(self.model, self.layers, self.calibration.some(rows), progress=self.progress)
+        part.bank, part._whole = self.bank, self
+        return part
 
     def recall(self, name: str, count: int | None, measure: Callable[[], list[float]]) -> list[float]:
         """The ``count`` numbers measured once under ``name``, in this process or an earlier one; None = any number."""

@@ -18,7 +18,7 @@ from mpsearch.inputs import Adversarial, Region, Shell
 from mpsearch.inputs.columns import batched, joined
 from mpsearch.model import device_of
 from mpsearch.protocols import FeatureNet
-from mpsearch.quality import Reference, feature_distance, figures, paired_floor, paired_quality
+from mpsearch.quality import Reference, feature_distance, figures, paired_floor, paired_quality, paired_strata
 from mpsearch.quant import WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.types import BitMap, Format, Paired, QualityReport, Solution, decibels
@@ -91,6 +91,7 @@ def validate(
         reference_n=len(target.features),
         own=target.own,
         warnings=(warning,) if warning else (),
+        strata=paired_strata(before, after, pairs.strata(), seed=seed),
     )
 
 

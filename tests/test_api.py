@@ -225,3 +225,20 @@ sys.modules["mpsearch"] = package
 import mpsearch.cost, mpsearch.search
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_some_samples_of_a_calibration_and_its_strata():
+    x, t = torch.arange(10.0)[:, None], torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 3])
+    whole = Calibration.of([(x[:6], t[:6], 7, torch.ones(2)), (x[6:], t[6:], 7, torch.ones(2))], seed=3)
+    assert {name: rows.tolist() for name, rows in whole.strata().items()} == {
+        "0": [0, 2, 4, 6, 8], "1": [1, 3, 5, 7], "3": [9],
+    }  # fmt: skip
+    part = whole.some(torch.tensor([9, 1, 2, 3, 4, 5, 6]))
+    assert [len(batch[0]) for batch in part.batches] == [6, 1]
+    assert torch.cat([batch[0] for batch in part.batches]).flatten().tolist() == [9, 1, 2, 3, 4, 5, 6]
+    assert [batch[2:] for batch in part.batches][1][0] == 7
+    assert part.seed == 3
+    with pytest.raises(CalibrationError, match="argument 1 has no row a sample"):
+        Calibration.of([(x[:6], 1), (x[6:], 2)]).some(torch.tensor([0]))
+    assert not Calibration.of([(x,)]).strata()
+    assert not Calibration.of([(torch.tensor(3.0),)]).strata()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-from mpsearch import ArtifactError, UsageError
+from mpsearch import ArtifactError, QualityReport, UsageError, estimate_strata, validate
 from mpsearch.api import make_subject
 from mpsearch.calibration import Calibration
 from mpsearch.config import load_config
@@ -17,7 +17,7 @@ from mpsearch.layers import find_layers
 from mpsearch.quality import Reference
 from mpsearch.quant import observe
 from mpsearch.run import Run
-from mpsearch.sensitivity import OnePass, Perturbation
+from mpsearch.sensitivity import OnePass, Perturbation, by_stratum
 from mpsearch.types import BitMap, parse_formats
 from mpsearch.zoo import (
     WEIGHTS,
@@ -281,3 +281,43 @@ def test_the_shipped_sampler_draws_clothes():
     after = frechet_distance(moments(features), reference)
     assert after < 5
     assert after < before / 20
+
+
+def test_timesteps_are_drawn_in_proportion_to_their_weights(unet):
+    made = Sampler(unet, SCHEDULE, 4)
+    times = made.timesteps.tolist()
+    ((_, t),) = draw([Trajectory(made, (1, 8, 8), weights=(3.0, 0.0, 1.0, 2.0))], 40, 40, seed=5)
+    assert [(t == time).sum().item() for time in times] == [20, 0, 7, 13]
+    assert [(t[:6] == time).sum().item() for time in times] == [3, 0, 1, 2], "in any run of samples"
+    with pytest.raises(UsageError, match="2 weights for a sampler of 4 steps"):
+        draw([Trajectory(made, (1, 8, 8), weights=(1.0, 1.0))], 4, 4, seed=5)
+    for weights in ((), (0.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(UsageError, match="weights of timesteps"):
+            Trajectory(made, (1, 8, 8), weights=weights)
+
+
+def test_damage_of_every_timestep_adds_up_to_that_of_all(unet):
+    made = Sampler(unet, SCHEDULE, 3)
+    batches = draw([Trajectory(made, (1, 8, 8), weights=(1.0, 1.0, 2.0))], 16, 5, seed=5)
+    formats, model = parse_formats(["w2", "w4a8"]), Denoiser(unet)
+    some = {"include": ["unet.conv_in.weight", "unet.time_embedding.*"]}
+    subject = make_subject(model, batches, **some)
+    whole, parts = Perturbation()(subject, formats), by_stratum(Perturbation(), subject, formats)
+    assert sorted(map(int, parts)) == sorted(made.timesteps.tolist())
+    counts = {str(t): (torch.cat([b[1] for b in batches]) == t).double().mean().item() for t in made.timesteps.tolist()}
+    total = sum(counts[name] * table.values for name, table in parts.items())
+    np.testing.assert_allclose(total, whole.values, rtol=1e-4)
+    assert not np.allclose(*(table.values for table in list(parts.values())[:2]), rtol=0.1)
+    with pytest.raises(UsageError, match="no class and no timestep"):
+        estimate_strata(torch.nn.Linear(3, 3), [(torch.randn(4, 3),)], ["w4"])
+    assert list(estimate_strata(model, batches, ["w4"], probes=2)) == list(parts)
+
+
+def test_the_paired_error_of_every_timestep_is_reported(unet):
+    made = Sampler(unet, SCHEDULE, 3)
+    batches = draw([Trajectory(made, (1, 8, 8))], 12, 4, seed=5)
+    found = validate(Denoiser(unet), {"unet.conv_in.weight": "w2"}, batches)
+    assert sorted(map(int, found.strata)) == sorted(made.timesteps.tolist())
+    assert np.mean([part.value for part in found.strata.values()]) == pytest.approx(found.mse.value)
+    assert QualityReport.from_json(found.to_json()) == found
+    assert not validate(made, {"unet.conv_in.weight": "w2"}, [(noise_of(4),)]).strata

@@ -52,7 +52,7 @@ class Cluster:
             raise UsageError(f"cluster needs an image a sample: {len(features)} images of {len(columns[0])} samples")
         if count > len(features):
             raise UsageError(f"cluster is to choose {count} of {len(features)} samples: draw more")
-        strata = classes(columns)
+        strata = list(inputs.strata().values()) or [torch.arange(len(features))]
         shares = apportioned([len(rows) for rows in strata], count)
         chosen = torch.cat(
             [rows[self._spread(features[rows], share, generator)] for rows, share in zip(strata, shares, strict=True)]
@@ -69,15 +69,6 @@ class Cluster:
         shares = apportioned([len(rows) for rows in members], count, least=1) if count else []
         nearest = [rows[distances[rows].argsort()[:share]] for rows, share in zip(members, shares, strict=True)]
         return torch.cat([*nearest, owner.new_empty(0)])
-
-
-def classes(columns: Sequence[Tensor]) -> list[Tensor]:
-    """Rows of every class, that is, of every combination of whole numbers; all rows where there are none."""
-    labels = [column for column in columns if column.ndim == 1 and not column.is_floating_point()]
-    if not labels:
-        return [torch.arange(len(columns[0]))]
-    _, owner = torch.unique(torch.stack([label.long() for label in labels], 1), dim=0, return_inverse=True)
-    return [torch.nonzero(owner == number).flatten() for number in range(int(owner.max()) + 1)]
 
 
 def apportioned(sizes: Sequence[int], count: int, least: int = 0) -> list[int]:

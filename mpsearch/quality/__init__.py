@@ -5,6 +5,7 @@ from mpsearch.quality.figures import MEASURES, distances, figures
 from mpsearch.quality.paired import paired_floor, paired_quality
 from mpsearch.quality.reference import Reference
 from mpsearch.quality.ssim import ssim
+from mpsearch.quality.strata import paired_strata
 
 __all__ = [
     "MEASURES",
@@ -14,5 +15,6 @@ __all__ = [
     "figures",
     "paired_floor",
     "paired_quality",
+    "paired_strata",
     "ssim",
 ]

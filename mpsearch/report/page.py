@@ -27,6 +27,7 @@ def page(title: str, layers: Layers, table: Table, solution: Solution, quality: 
         "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
         *(["## On inputs that the search did not see\n\n" + _unseen(quality)] if quality.maps else []),
         "## Pictures, on held-back inputs\n\n" + _quality(quality),
+        *(["## Pictures, by class or timestep\n\n" + _strata(quality)] if quality.strata else []),
         *(["## Pictures, on the worst inputs\n\n" + _worst(quality)] if quality.worst_mse else []),
         "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
     ]
@@ -172,6 +173,11 @@ def notes(quality: QualityReport) -> str:
     elif not quality.own:
         said.append("The reference has no training half: whether the generator is nearer to it is not known.")
     return " ".join(said)
+
+
+def _strata(quality: QualityReport) -> str:
+    rows = [[name, _interval(mse, 6), f"{mse.value / quality.mse.value:.2f}"] for name, mse in quality.strata.items()]
+    return markdown(["class or timestep", "paired mean squared error", "of the mean"], rows)
 
 
 def _worst(quality: QualityReport) -> str:

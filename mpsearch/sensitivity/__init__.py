@@ -13,6 +13,7 @@ from mpsearch.sensitivity.pairwise import Pairwise
 from mpsearch.sensitivity.perturbation import Perturbation
 from mpsearch.sensitivity.signed import Signed
 from mpsearch.sensitivity.slopes import channel_slopes, slopes
+from mpsearch.sensitivity.strata import by_stratum
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "one-pass": OnePass,
@@ -41,6 +42,7 @@ __all__ = [
     "Pairwise",
     "Perturbation",
     "Signed",
+    "by_stratum",
     "channel_slopes",
     "slopes",
 ]

@@ -100,6 +100,7 @@ class QualityReport:
         own: the reference is the float generator's own samples.
         warnings: what of this is less than was asked for.
         maps: ``found`` and the baselines of a search, each on both sets of inputs; empty for a map that was given.
+        strata: paired mean squared error in every class or timestep, by its number; empty where the inputs hold none.
         worst_mse: paired mean squared error on inputs moved to where the map does worst; None if not asked for.
         worst_psnr_db: its PSNR.
     """
@@ -118,6 +119,7 @@ class QualityReport:
     own: bool
     warnings: tuple[str, ...] = ()
     maps: Mapping[str, Paired] = field(default_factory=dict)
+    strata: Mapping[str, Interval] = field(default_factory=dict)
     worst_mse: Interval | None = None
     worst_psnr_db: Interval | None = None
 
