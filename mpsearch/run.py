@@ -63,6 +63,7 @@ PURPOSES: Mapping[int, Purpose] = {
     DISTANCES: "distances",
     REFERENCE: "reference",
 }
+NETWORK_ROLES = {"sampler", "mapping"}  # of a float network that an entry of ``inputs`` may name
 AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 
 
@@ -86,19 +87,19 @@ class Run:
         return generator.to(pick_device(self.config.device))
 
     @cached_property
-    def _samplers(self) -> dict[int, nn.Module]:
-        """Number of an entry of ``inputs`` → the float sampler that it names, a factory or a mapping like ``model``."""
+    def _networks(self) -> dict[int, nn.Module]:
+        """Number of an entry of ``inputs`` → the float network that it names, a factory or a mapping like ``model``."""
         found = {}
         for number, entry in enumerate(self.config.inputs):
-            if "sampler" in entry:
-                named = {"factory": entry["sampler"]} if isinstance(entry["sampler"], str) else entry["sampler"]
+            for role in NETWORK_ROLES & set(entry):
+                named = {"factory": entry[role]} if isinstance(entry[role], str) else entry[role]
                 try:
                     given = ModelConfig.model_validate(named)
                 except ValidationError as error:
-                    raise UsageError(f"inputs.{number}.sampler: {error.errors()[0]['msg']}") from None
+                    raise UsageError(f"inputs.{number}.{role}: {error.errors()[0]['msg']}") from None
                 if given.diffusers is not None:
                     raise UsageError(
-                        f"inputs.{number}.sampler: a folder is an option of the factory mpsearch.zoo:sampler"
+                        f"inputs.{number}.{role}: a folder is an option of the factory mpsearch.zoo:sampler"
                     )
                 found[number] = load_generator(given.factory, given.weights, given.options, self.config.base)
         return found
@@ -107,7 +108,7 @@ class Run:
     def _identity(self) -> str:
         """Of the generator and the calibration inputs: whatever changes it makes every measurement another one."""
         digest = hashlib.sha256()
-        for model in (self.model, *self._samplers.values()):
+        for model in (self.model, *self._networks.values()):
             for key, value in model.state_dict().items():
                 if isinstance(value, Tensor):
                     digest.update(
@@ -129,7 +130,7 @@ class Run:
     def _code(self) -> list[Path]:
         """Files that hold the factory and the classes of the generator, torch's own left out."""
         model = self.config.model
-        modules = [m for net in (self.model, *self._samplers.values()) for m in net.modules()]
+        modules = [m for net in (self.model, *self._networks.values()) for m in net.modules()]
         functions: list[Any] = [type(module).forward for module in modules]
         if model.diffusers is None and not is_published(model.factory):
             build = resolve(model.factory, self.config.base)
@@ -149,8 +150,7 @@ class Run:
                 options["folder"] = str(self.config.base / folder)
             if isinstance(file := options.get("file"), str):
                 options["file"] = str(self._found(file))
-            if number in self._samplers:
-                options["sampler"] = self._samplers[number]
+            options |= dict.fromkeys(NETWORK_ROLES & set(entry), self._networks.get(number))
             sources.append(make("kind of input", SOURCES, kind, options))
         return sources
 

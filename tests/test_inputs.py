@@ -5,7 +5,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mpsearch import CalibrationError, UsageError
-from mpsearch.inputs import SOURCES, Constant, Images, Integers, Normal, Shares, Tensors, Trajectory, Uniform, draw
+from mpsearch.inputs import (
+    SOURCES,
+    Constant,
+    Images,
+    Integers,
+    Normal,
+    Shares,
+    Styles,
+    Tensors,
+    Trajectory,
+    Uniform,
+    draw,
+)
 
 
 @pytest.fixture
@@ -41,7 +53,7 @@ def test_every_source_keeps_the_contract(name, pictures, stored):
         "normal": Normal((3, 2), 2.0), "uniform": Uniform((2,), -1.0, 1.0), "integers": Integers(4),
         "constant": Constant(80.0, (1,)), "images": Images(str(pictures), crop=32),
         "tensors": Tensors(str(stored / "all.npz"), "values"),
-        "trajectory": Trajectory(Halving(), (1, 2, 2)),
+        "trajectory": Trajectory(Halving(), (1, 2, 2)), "styles": Styles(torch.nn.Tanh(), (5,), truncation=0.7),
     }[name]  # fmt: skip
     assert isinstance(made, SOURCES[name])
     drawn = (made(12, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))

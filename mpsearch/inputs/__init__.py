@@ -17,6 +17,7 @@ from mpsearch.inputs.images import Images
 from mpsearch.inputs.regions import Box, Region, Shell, regions_of
 from mpsearch.inputs.shares import Purpose, Shares, Stock
 from mpsearch.inputs.statistics import Statistics
+from mpsearch.inputs.styles import Styles
 from mpsearch.inputs.tensors import Tensors
 from mpsearch.inputs.trajectory import Trajectories, Trajectory
 
@@ -48,6 +49,7 @@ SOURCES: dict[str, type[Source]] = {
     "uniform": Uniform,
     "integers": Integers,
     "constant": Constant,
+    "styles": Styles,
     "images": Images,
     "tensors": Tensors,
     "trajectory": Trajectory,
@@ -93,6 +95,7 @@ __all__ = [
     "Source",
     "Statistics",
     "Stock",
+    "Styles",
     "Tensors",
     "Trajectories",
     "Trajectory",

@@ -11,6 +11,7 @@ from mpsearch.zoo.embedded import (
     reference_path,
     sagan,
     stylegan2,
+    stylegan2_mapping,
 )
 from mpsearch.zoo.image_features import EfficientNetFeatures
 from mpsearch.zoo.inception import InceptionFeatures
@@ -41,5 +42,6 @@ __all__ = [
     "sagan",
     "sampler",
     "stylegan2",
+    "stylegan2_mapping",
     "unheard",
 ]

@@ -46,6 +46,11 @@ def stylegan2(space: Literal["z", "w"] = "z") -> StyleGAN2Generator:
     return model.eval()
 
 
+def stylegan2_mapping() -> nn.Module:
+    """The mapping network of it, latents z to styles w."""
+    return stylegan2().mapping
+
+
 def diffusion(steps: int = 20) -> Sampler:
     """The trained diffusion model with its whole sampler; ``weights/diffusion.md`` is its model card."""
     return sampler(DIFFUSION, steps)
