@@ -1,5 +1,6 @@
 """The StyleGAN2-type generator keeps what its file promises, and so does the way in which it is trained."""
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,10 @@ from torch import nn
 
 from mpsearch import UsageError, find_layers, quantized
 from mpsearch.calibration import Calibration, outputs
-from mpsearch.zoo import stylegan2
+from mpsearch.config import load_config
+from mpsearch.inputs import Styles
+from mpsearch.run import Run
+from mpsearch.zoo import stylegan2, stylegan2_mapping
 from mpsearch.zoo.stylegan2 import LIMIT, Layer, ModulatedConv, StyleGAN2Generator
 from training.stylegan2 import Discriminator, equalized, gradient_penalty, weight_at, with_deviation
 
@@ -209,3 +213,25 @@ def test_the_judge_sees_how_much_the_images_of_a_batch_differ():
     assert spread.min() > 0.3
     torch.testing.assert_close(with_deviation(2 * x)[:, 3], 2 * spread, rtol=1e-4, atol=0)
     assert Discriminator()(torch.randn(6, 1, 32, 32)).shape == (6, 1)
+
+
+def test_styles_are_drawn_through_the_mapping(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(5, 64, generator=torch.Generator().manual_seed(3))
+    whole, small = stylegan2(), stylegan2(space="w")
+    w = Styles(stylegan2_mapping(), (64,))(5, generator)
+    with torch.no_grad():
+        assert torch.equal(small(w), whole(z))
+    half = Styles(stylegan2_mapping(), (64,), truncation=0.5)(5, torch.Generator().manual_seed(3))
+    centre = Styles(stylegan2_mapping(), (64,), truncation=0)(5, torch.Generator().manual_seed(3))
+    assert torch.equal(centre[0], centre[4])
+    torch.testing.assert_close(half, (w + centre) / 2)
+    for bad, message in (({"truncation": 2.0}, "expected 0 … 1"), ({"mapping": 3}, "is a int")):
+        with pytest.raises(UsageError, match=message):
+            Styles(**{"mapping": stylegan2_mapping(), "shape": (64,)} | bad)
+    entry = {"kind": "styles", "mapping": "mpsearch.zoo:stylegan2_mapping", "shape": [64]}
+    (tmp_path / "w.yaml").write_text(
+        f"model: {{factory: 'mpsearch.zoo:stylegan2', options: {{space: w}}}}\ninputs: [{json.dumps(entry)}]\n"
+    )
+    run = Run(load_config(tmp_path / "w.yaml"), tmp_path / "run")
+    assert torch.equal(run.inputs(5, 0)[0][0], Styles(stylegan2_mapping(), (64,))(5, torch.Generator().manual_seed(0)))

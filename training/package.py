@@ -36,6 +36,7 @@ from mpsearch.zoo.embedded import (
     stylegan2,
 )
 from mpsearch.zoo.sagan import LATENT
+from mpsearch.zoo.stylegan2 import LIMIT
 from training import cyclegan as cycle
 from training.classifier import accuracy
 from training.data import CLASSES, fashion_mnist
@@ -140,14 +141,14 @@ def package_stylegan2(config: dict[str, Any]) -> None:
 - Architecture: mapping network, modulated and demodulated convolutions, bilinear upsampling, noise inputs (fixed in
   evaluation mode), skips to grey (Karras et al., CVPR 2020); 26 quantizable layers,
   {sum(p.numel() for p in model.parameters()):,} weights. Styles scale input channels and demodulation output channels, so that every
-  convolution has one static weight.
+  convolution has one static weight. Features are cut at {LIMIT:g}, step by step in training, so that 8 bits hold them.
 - Data: {DATA}.
 - Licence of the weights: Apache-2.0, as the project.
 {figures(images)}
 - Training: `python -m training.stylegan2 configs/training/stylegan2.yaml`, seed {config["seed"]}, {facts["step"]} steps of
   batch {config["batch"]}, {facts["seconds"]} s on one thread of a shared CPU; non-saturating loss, lazy R1, exponential
   moving average. The schedule was chosen while it ran, between resumptions: images are cut to [-1, 1] from step
-  {config["cut_images_from"]:,} on, features at 4 from step {config["cut_features_from"]:,} on, weight of R1 by first step {config["penalty"]}.
+  {config["cut_images_from"]:,} on, features at {config["cut_features"]} and weight of R1 {config["penalty"]} by first step.
 
 ![samples](stylegan2.png)
 """

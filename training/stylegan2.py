@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpsearch.zoo.stylegan2 import LATENT, LIMIT, Layer, StyleGAN2Generator, fresh
+from mpsearch.zoo.stylegan2 import LATENT, Layer, StyleGAN2Generator, fresh
 from training import checkpoint, options
 from training.data import fashion_mnist
 from training.sagan import average, grid
@@ -126,7 +126,7 @@ def train(config: dict[str, Any]) -> None:
         real = images[torch.randint(len(images), (batch,))]
         real = real.to(memory_format=torch.channels_last)
         for layer in layers:
-            layer.limit = LIMIT if step >= config["cut_features_from"] else math.inf
+            layer.limit = weight_at(config["cut_features"], step)
         with torch.autocast("cpu", torch.bfloat16):
             fake = generator(torch.randn(batch, LATENT))  # both players' losses are on these images
             if step >= config["cut_images_from"]:  # as in evaluation mode: real black is exactly -1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 LATENT = 64
 SIZES = (4, 8, 16, 32)
-LIMIT = 4.0
+LIMIT = 0.5
 
 
 def activate(x: Tensor) -> Tensor:
