@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_cli import SMALL, call, project  # noqa: F401
 from test_search import random_problem
@@ -114,6 +114,7 @@ def test_where_errors_add_up_it_is_brute_force_up_to_its_tolerance(seed, units, 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(0.05, 0.95))
+@example(114, 0.4375)  # stating the answer finds a cheaper map, which shrinks further
 def test_whatever_the_errors_it_meets_the_target_and_no_cheaper_map_it_saw_does(seed, share):
     problem, cost, search, truth = additive(seed, 4, 4, spread=0.3)
     value = lambda error: 500 - 10 * math.log10(error)  # noqa: E731

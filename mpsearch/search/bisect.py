@@ -80,8 +80,11 @@ class Bisect:
             self._narrow(trail, quick, least)
             if search is not quick:
                 self._narrow(trail, search, self._descend(trail, search, least))
+        limit = np.inf
+        while trail.smallest.cost < limit:  # what is found while stating the answer may be cheaper, and shrink in turn
             self._shrink(problem, cost, trail)
-        stated = self._stated(trail, quick)
+            limit = trail.smallest.cost
+            stated = self._stated(trail, quick)
         answer = trail.smallest
         return replace(
             stated,
