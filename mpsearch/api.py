@@ -172,8 +172,7 @@ def estimate(
         seed: of inner noise of the generator.
         options: fields of the estimator, such as ``probes=64``.
     """
-    method = make("estimator", ESTIMATORS, estimator, options) if isinstance(estimator, str) else estimator
-    return method(make_subject(model, batches, seed=seed), parse_formats(formats))
+    return _estimator(estimator, options)(make_subject(model, batches, seed=seed), parse_formats(formats))
 
 
 def estimate_strata(
@@ -189,8 +188,11 @@ def estimate_strata(
     Raises:
         UsageError: no argument is a whole number a sample.
     """
-    method = make("estimator", ESTIMATORS, estimator, options) if isinstance(estimator, str) else estimator
-    return by_stratum(method, make_subject(model, batches, seed=seed), parse_formats(formats))
+    return by_stratum(_estimator(estimator, options), make_subject(model, batches, seed=seed), parse_formats(formats))
+
+
+def _estimator(asked: str | Estimator, options: Mapping[str, Any]) -> Estimator:
+    return make("estimator", ESTIMATORS, asked, options) if isinstance(asked, str) else asked
 
 
 def make_subject(
