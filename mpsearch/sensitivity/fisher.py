@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from torch import Tensor
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pooled, pull_back
-from mpsearch.sensitivity.projection import projected, rounding_errors
+from mpsearch.sensitivity.probes import pooled
+from mpsearch.sensitivity.projection import Projection, projections
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -46,31 +45,19 @@ class Fisher:
     def __call__(self, subject: Subject, formats: Sequence[Format]) -> Table:
         layers = subject.layers
         columns = layers.columns(formats)
-        errors: dict[str, Tensor] = {}
+        projection = Projection(subject, columns, power=2)
         total = np.zeros((2, len(layers), len(columns)))
         what = ",".join([*(layer.name for layer in layers), *map(str, columns)])
         for batch in range(len(subject.calibration)):
             subject.progress("fisher", batch, len(subject.calibration))
             key = f"{describe('fisher', self)} batch {batch} of {what}"
-            measure = partial(self._measure, subject, columns, batch, errors)
+            measure = partial(self._measure, projection, batch)
             total += np.reshape(subject.recall(key, total.size, measure), total.shape)
         subject.progress("fisher", len(subject.calibration), len(subject.calibration))
         allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
         values, stderr = (np.where(allowed, found, np.nan) for found in (total[0], np.sqrt(total[1])))
         return Table(layers.units, columns, values, stderr, "mse", describe("fisher", self))
 
-    def _measure(
-        self, subject: Subject, columns: Sequence[Format], batch: int, errors: dict[str, Tensor]
-    ) -> list[float]:
+    def _measure(self, projection: Projection, batch: int) -> list[float]:
         """One batch's share of the scores and of their variance, ``(2, layers, formats)`` flat."""
-        if not errors:  # once, and only if something is measured
-            errors.update(rounding_errors(subject, columns, power=2))
-        parts: list[int] = []
-        shares: list[np.ndarray] = []
-
-        def visit(pullback: Pullback) -> None:
-            parts.append(pullback.part)
-            shares.append(pullback.scale * projected(pullback, errors, columns, power=2))
-
-        pull_back(subject, columns, batch, self.probes, self.seed, visit)
-        return list(map(float, np.stack(pooled(parts, shares)).ravel()))
+        return list(map(float, np.stack(pooled(*projections(projection, batch, self.probes, self.seed))).ravel()))

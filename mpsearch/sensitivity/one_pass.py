@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pooled, pull_back
-from mpsearch.sensitivity.projection import channel_errors, projected, projected_channels, rounding_errors, rows
+from mpsearch.sensitivity.probes import pooled
+from mpsearch.sensitivity.projection import ChannelProjection, Projection, Projector, projections, rows
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Layer, Pairs, Table, Unit
 
@@ -75,13 +74,13 @@ class OnePass:
         """
         layers = subject.layers
         columns = layers.columns(formats)
-        projector = _Projector(subject, columns, self.probes, self.seed)
+        projector = Projection(subject, columns)
         what = ",".join([*(layer.name for layer in layers), *map(str, columns)])
         found = []
         for batch in range(len(subject.calibration)):
             subject.progress("one-pass", batch, len(subject.calibration))
             key = f"{describe('one-pass', self)} batch {batch} of {what}"
-            flat = subject.recall(f"{key},pairs", None, partial(_vectors, subject, projector, batch, key))
+            flat = subject.recall(f"{key},pairs", None, partial(self._vectors, projector, batch, key))
             found.append(np.reshape(flat, (-1, len(layers), len(columns))))
         subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
         return Pairs(layers.units, columns, np.ascontiguousarray(np.moveaxis(np.concatenate(found), 0, -1)))
@@ -97,7 +96,7 @@ class OnePass:
     ) -> list[Table]:
         layers, source = subject.layers, describe("one-pass", self)
         columns = layers.columns(formats)
-        projector = _Projector(subject, columns, self.probes, self.seed, channels)
+        projector = (ChannelProjection if channels else Projection)(subject, columns)
         parts = [Unit(layer.name, (c,)) for layer in layers for c in range(layer.channels)] if channels else []
         shape = (2, len(layers) + len(parts), len(columns))
         total = np.zeros(shape)
@@ -105,7 +104,7 @@ class OnePass:
         for batch in range(len(subject.calibration)) if batches is None else batches:
             subject.progress("one-pass", batch, len(subject.calibration))
             key = f"{source} batch {batch} of {what}"
-            total += np.reshape(subject.recall(key, total.size, partial(projector.measure, batch)), shape)
+            total += np.reshape(subject.recall(key, total.size, partial(self._measure, projector, batch)), shape)
         subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
         allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
         values, stderr = (np.where(allowed, found[: len(layers)], np.nan) for found in (total[0], np.sqrt(total[1])))
@@ -118,46 +117,15 @@ class OnePass:
             tables.append(Table(tuple(parts), kinds, kept[0], np.sqrt(kept[1]), "mse", source))
         return tables
 
-
-def _vectors(subject: Subject, projector: _Projector, batch: int, key: str) -> list[float]:
-    """``(probes, layers, formats)`` flat: a batch's part of the vectors; its part of the table goes to the memo."""
-    parts, found = projector.projections(batch)
-    stack = np.stack(found)
-    subject.memo.setdefault(key, list(map(float, np.stack(pooled(parts, list(np.square(stack)))).ravel())))
-    return list(map(float, (stack / np.sqrt(np.bincount(parts))[parts][:, None, None]).ravel()))
-
-
-class _Projector:
-    """Turns pullbacks into ``vᵀ(J_W ΔW + J_x Δx)`` of every layer, or layer and channel, in every format."""
-
-    def __init__(
-        self, subject: Subject, columns: Sequence[Format], probes: int, seed: int, channels: bool = False
-    ) -> None:
-        self.subject, self.columns, self.probes, self.seed, self.channels = subject, columns, probes, seed, channels
-
-    @cached_property
-    def errors(self) -> dict[str, Tensor]:
-        """Once, and only if something is measured."""
-        return (channel_errors if self.channels else rounding_errors)(self.subject, self.columns)
-
-    def measure(self, batch: int) -> list[float]:
+    def _measure(self, projector: Projector, batch: int) -> list[float]:
         """One batch's share of the mean squared error and its variance, ``(2, layers, formats)`` flat."""
-        parts, found = self.projections(batch)
+        parts, found = projections(projector, batch, self.probes, self.seed)
         return list(map(float, np.stack(pooled(parts, list(np.square(found)))).ravel()))
 
-    def projections(self, batch: int) -> tuple[list[int], list[np.ndarray]]:
-        """(part, ``(layers, formats)`` whose squares are shares of the mean squared error) of every probe."""
-        parts: list[int] = []
-        found: list[np.ndarray] = []
-
-        def visit(pullback: Pullback) -> None:
-            parts.append(pullback.part)
-            found.append(pullback.scale**0.5 * self._project(pullback))
-
-        pull_back(self.subject, self.columns, batch, self.probes, self.seed, visit)
-        return parts, found
-
-    def _project(self, pullback: Pullback) -> np.ndarray:
-        if self.channels:
-            return projected_channels(pullback, self.subject.layers, self.errors, self.columns)
-        return projected(pullback, self.errors, self.columns)
+    def _vectors(self, projector: Projector, batch: int, key: str) -> list[float]:
+        """``(probes, layers, formats)`` flat: a batch's part of the vectors; its part of the table goes to the memo."""
+        parts, found = projections(projector, batch, self.probes, self.seed)
+        stack = np.stack(found)
+        shares = np.stack(pooled(parts, list(np.square(stack))))
+        projector.subject.memo.setdefault(key, list(map(float, shares.ravel())))
+        return list(map(float, (stack / np.sqrt(np.bincount(parts))[parts][:, None, None]).ravel()))

@@ -2,78 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from mpsearch.sensitivity.probes import Pullback, widths_of
+from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
 from mpsearch.subject import Subject
-from mpsearch.types import Format, Layer, Layers
+from mpsearch.types import Format, Layer
 
 Array = NDArray[np.float64]
+TOGETHER = 4  # gradients multiplied at a time
+BLOCK = 256  # weights of one small matrix product
 
 
-def rounding_errors(subject: Subject, columns: Sequence[Format], power: int = 1) -> dict[str, Tensor]:
-    """Layer → ``ΔW^power`` in float32, ``(weight formats, weights)``."""
-    found = {}
-    kinds = _kinds(columns)
-    for layer in subject.layers:
-        weight = subject.bank.weight(layer.name).detach().float()
-        errors = weight.new_empty(len(kinds), *weight.shape)
-        for error, kind in zip(errors, kinds, strict=True):
-            torch.sub(subject.bank.dequantized(layer.name, kind), weight, out=error)
-        found[layer.name] = _powered(errors.flatten(1), power)
-    return found
+class Projector(Protocol):
+    """Turns pullbacks into numbers; its ``columns`` are the formats."""
+
+    subject: Subject
+    columns: Sequence[Format]
+
+    def add(self, pullback: Pullback) -> None: ...
+
+    def take(self) -> list[Array]: ...
 
 
-def projected(pullback: Pullback, errors: Mapping[str, Tensor], columns: Sequence[Format], power: int = 1) -> Array:
-    """``Σ_w (g_w ΔW_w)^power + Σ_e (g_e Δx_e)^power``, ``(layers, formats)``, all calls of a layer together.
+def projections(projector: Projector, batch: int, probes: int, seed: int) -> tuple[list[int], list[Array]]:
+    """(part, what the projector makes of it) of every probe over one batch, see :func:`pull_back`."""
+    parts: list[int] = []
+
+    def visit(pullback: Pullback) -> None:
+        parts.append(pullback.part)
+        projector.add(pullback)
+
+    pull_back(projector.subject, projector.columns, batch, probes, seed, visit)
+    return parts, projector.take()
+
+
+class Projection:
+    """``scale^(power/2) (Σ_w (g_w ΔW_w)^power + Σ_e (g_e Δx_e)^power)`` of pullbacks ``g``, ``(layers, formats)`` each.
+
+    Gradients are taken :data:`TOGETHER` at a time: the rounding errors of all formats, many times what a gradient
+    holds, are then read from memory once for all of them, and that is what the work consists of.
 
     Args:
-        pullback: the gradients ``g``.
-        errors: :func:`rounding_errors` with the same ``columns`` and ``power``.
+        subject: the generator; its weights are quantized at the first gradient.
         columns: the formats.
         power: 1 or 2.
     """
-    weights = np.zeros((len(errors), len(_kinds(columns))))
-    for row, (name, error) in enumerate(errors.items()):
-        if (grad := pullback.weights[name]) is not None:
-            weights[row] = (error @ _powered(grad.flatten().float(), power)).double().cpu().numpy()
-    return _with_inputs(weights, pullback, list(errors), columns, power)
+
+    def __init__(self, subject: Subject, columns: Sequence[Format], power: int = 1) -> None:
+        self.subject, self.columns, self.power = subject, columns, power
+        self._scales: list[float] = []  # of every pullback since the last `take`
+        self._inputs: list[Array] = []
+        self._weights: list[Array] = []  # of those whose turn came
+
+    def add(self, pullback: Pullback) -> None:
+        """Take in the gradients of one probe; they may be freed afterwards."""
+        slot = len(self._inputs) % TOGETHER
+        for name, gradients in self._gradients.items():
+            grad = pullback.weights[name]
+            if grad is None:
+                gradients[slot].zero_()
+            else:
+                own = gradients[slot, : grad.numel()].copy_(grad.flatten())
+                _raise(own, self.power)
+        self._scales.append(pullback.scale ** (self.power / 2))
+        self._inputs.append(_of_inputs(pullback, list(self._errors), self.columns, self.power))
+        if slot == TOGETHER - 1:
+            self._multiply(TOGETHER)
+
+    def take(self) -> list[Array]:
+        """``(layers, formats)`` of every pullback since the last time."""
+        if rest := len(self._inputs) % TOGETHER:
+            self._multiply(rest)
+        each = zip(self._scales, self._weights, self._inputs, strict=True)
+        found = [scale * _columns(weights, inputs, self.columns) for scale, weights, inputs in each]
+        self._scales, self._inputs, self._weights = [], [], []
+        return found
+
+    def _multiply(self, count: int) -> None:
+        found = []
+        for name, errors in self._errors.items():
+            gradients = self._gradients[name][:count].view(count, -1, BLOCK)
+            found.append(torch.bmm(errors, gradients.permute(1, 2, 0)).double().sum(0).T.cpu().numpy())
+        self._weights.extend(np.stack(found, axis=1))
+
+    @cached_property
+    def _errors(self) -> dict[str, Tensor]:
+        """Layer → ``ΔW^power`` in float32, ``(blocks of weights, formats of weights, BLOCK)``, the last block filled
+        up with zeros."""
+        found, kinds = {}, _kinds(self.columns)
+        for layer in self.subject.layers:
+            weight = _blocks(self.subject.bank.weight(layer.name))
+            found[layer.name] = weight.new_empty(len(weight), len(kinds), BLOCK)
+            for row, kind in enumerate(kinds):
+                rounded = _blocks(self.subject.bank.dequantized(layer.name, kind))
+                torch.sub(rounded, weight, out=found[layer.name][:, row])
+            _raise(found[layer.name], self.power)
+        return found
+
+    @cached_property
+    def _gradients(self) -> dict[str, Tensor]:
+        """Layer → those whose turn is next, ``(TOGETHER, weights)``, with the zeros of the last block."""
+        return {name: errors.new_zeros(TOGETHER, len(errors) * BLOCK) for name, errors in self._errors.items()}
 
 
-def channel_errors(subject: Subject, columns: Sequence[Format]) -> dict[str, Tensor]:
-    """Layer → ``ΔW`` in float32, ``(channels, weights of one, weight formats)``."""
-    found = {}
-    for layer, error in zip(subject.layers, rounding_errors(subject, columns).values(), strict=True):
-        found[layer.name] = torch.stack([rows(layer, delta.reshape(layer.shape)) for delta in error], dim=-1)
-    return found
-
-
-def projected_channels(
-    pullback: Pullback, layers: Layers, errors: Mapping[str, Tensor], columns: Sequence[Format]
-) -> Array:
-    """:func:`projected` of the layers, then ``Σ_w g_w ΔW_w`` of all their channels, ``(layers + channels, formats)``.
+class ChannelProjection:
+    """:class:`Projection` of the layers, then ``scale^½ Σ_w g_w ΔW_w`` of all their channels, one below the other.
 
     Args:
-        pullback: the gradients ``g``.
-        layers: those of the generator.
-        errors: :func:`channel_errors` with the same ``columns``.
+        subject: the generator; its weights are quantized at the first gradient.
         columns: the formats.
     """
-    kinds = _kinds(columns)
-    parts = []
-    for layer in layers:
-        own = np.zeros((layer.channels, len(kinds)))
-        if (grad := pullback.weights[layer.name]) is not None:
-            own = torch.bmm(rows(layer, grad.float())[:, None], errors[layer.name])[:, 0].double().cpu().numpy()
-        parts.append(own)
-    whole = np.stack([own.sum(0) for own in parts])
-    kind = [kinds.index(format.weight_only) for format in columns]
-    return np.concatenate([_with_inputs(whole, pullback, list(errors), columns), *(own[:, kind] for own in parts)])
+
+    def __init__(self, subject: Subject, columns: Sequence[Format]) -> None:
+        self.subject, self.columns = subject, columns
+        self._found: list[Array] = []
+
+    def add(self, pullback: Pullback) -> None:
+        """Take in the gradients of one probe; they may be freed afterwards."""
+        kinds = _kinds(self.columns)
+        parts = []
+        for layer in self.subject.layers:
+            own = np.zeros((layer.channels, len(kinds)))
+            if (grad := pullback.weights[layer.name]) is not None:
+                own = (
+                    torch.bmm(rows(layer, grad.float())[:, None], self._errors[layer.name])[:, 0].double().cpu().numpy()
+                )
+            parts.append(own)
+        of_inputs = _of_inputs(pullback, list(self._errors), self.columns, power=1)
+        whole = _columns(np.stack([own.sum(0) for own in parts]), of_inputs, self.columns)
+        kind = [kinds.index(format.weight_only) for format in self.columns]
+        self._found.append(pullback.scale**0.5 * np.concatenate([whole, *(own[:, kind] for own in parts)]))
+
+    def take(self) -> list[Array]:
+        """``(layers + channels, formats)`` of every pullback since the last time."""
+        found, self._found = self._found, []
+        return found
+
+    @cached_property
+    def _errors(self) -> dict[str, Tensor]:
+        """Layer → ``ΔW`` in float32, ``(channels, weights of one, formats of weights)``."""
+        found = {}
+        for layer in self.subject.layers:
+            weight = self.subject.bank.weight(layer.name).detach().float()
+            moved = [self.subject.bank.dequantized(layer.name, kind).detach() - weight for kind in _kinds(self.columns)]
+            found[layer.name] = torch.stack([rows(layer, error) for error in moved], dim=-1)
+        return found
 
 
 def rows(layer: Layer, weight: Tensor) -> Tensor:
@@ -81,25 +162,38 @@ def rows(layer: Layer, weight: Tensor) -> Tensor:
     return weight.movedim(layer.channel_axis, 0).flatten(1)
 
 
-def _with_inputs(
-    weights: Array, pullback: Pullback, names: Sequence[str], columns: Sequence[Format], power: int = 1
-) -> Array:
-    """Projections a weight format made those of ``columns``, with what the layers' inputs add to them."""
-    kinds, widths = _kinds(columns), widths_of(columns)
-    inputs = np.zeros((len(names), 1 + len(widths)))  # the first column stays 0: float activations
+def _of_inputs(pullback: Pullback, names: Sequence[str], columns: Sequence[Format], power: int) -> Array:
+    """``Σ_e (g_e Δx_e)^power``, ``(layers, widths of activations)``, float first; all calls of a layer together."""
+    inputs = np.zeros((len(names), 1 + len(widths_of(columns))))
     for row, name in enumerate(names):
         for grad, read in pullback.inputs.get(name, ()):
             if grad is not None:
-                inputs[row, 1:] += (
-                    (_powered(read.errors, power) @ _powered(grad.flatten().float(), power)).cpu().numpy()
-                )
+                moved = _powered(read.errors, power) @ _powered(grad.flatten().float(), power)
+                inputs[row, 1:] += moved.cpu().numpy()
+    return inputs
+
+
+def _columns(weights: Array, inputs: Array, columns: Sequence[Format]) -> Array:
+    """``(layers, formats of weights)`` and ``(layers, widths of activations)`` → ``(layers, columns)``."""
+    kinds, widths = _kinds(columns), widths_of(columns)
     kind = [kinds.index(format.weight_only) for format in columns]
     width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in columns]
     return weights[:, kind] + inputs[:, width]
 
 
+def _blocks(weight: Tensor) -> Tensor:
+    """``(blocks, BLOCK)`` in float32, the last one filled up with zeros."""
+    flat = weight.detach().flatten().float()
+    return functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+
+
 def _powered(values: Tensor, power: int) -> Tensor:
-    return values if power == 1 else values.square()  # torch's pow copies even where there is nothing to raise
+    return values if power == 1 else values.pow(power)  # torch copies even where there is nothing to raise
+
+
+def _raise(values: Tensor, power: int) -> None:
+    if power > 1:
+        values.pow_(power)
 
 
 def _kinds(columns: Sequence[Format]) -> list[Format]:

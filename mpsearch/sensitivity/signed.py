@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
 from mpsearch.sensitivity.probes import Inputs, Pullback, Weights, gradients
-from mpsearch.sensitivity.projection import projected, rounding_errors
+from mpsearch.sensitivity.projection import Projection
 from mpsearch.subject import Subject
 from mpsearch.types import Format, Table
 
@@ -52,14 +51,14 @@ class Signed:
     def __call__(self, subject: Subject, formats: Sequence[Format]) -> Table:
         layers = subject.layers
         columns = layers.columns(formats)
-        errors: dict[str, Tensor] = {}
+        projection = Projection(subject, columns)
         size = len(layers) * len(columns)
         total = np.zeros(2 + 3 * size)
         what = ",".join([*(layer.name for layer in layers), *map(str, columns)])
         for batch in range(len(subject.calibration)):
             subject.progress("signed", batch, len(subject.calibration))
             key = f"{describe('signed', self)} {self._digest(subject, batch)} batch {batch} of {what}"
-            total += subject.recall(key, total.size, partial(self._measure, subject, columns, batch, errors))
+            total += subject.recall(key, total.size, partial(self._measure, subject, projection, batch))
         subject.progress("signed", len(subject.calibration), len(subject.calibration))
         parts, weight = total[:2]
         mean, cross, square = total[2:].reshape(3, len(layers), len(columns))
@@ -96,26 +95,17 @@ class Signed:
             raise UsageError("signed: the loss does not depend on the images")
         return hashlib.sha256(gradient.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
-    def _measure(
-        self, subject: Subject, columns: Sequence[Format], batch: int, errors: dict[str, Tensor]
-    ) -> list[float]:
+    def _measure(self, subject: Subject, projection: Projection, batch: int) -> list[float]:
         """(parts, Σw², Σw·s, Σw²·s, Σw²·s²) over parts with scores ``s`` and shares ``w`` of all samples, flat."""
-        if not errors:  # once, and only if something is measured
-            errors.update(rounding_errors(subject, columns))
-        sums = np.zeros((3, len(subject.layers), len(columns)))
         parts = subject.parts(batch, PARTS)
-        shares = [len(images) / subject.samples for _, images in parts]
-        for (args, _), share in zip(parts, shares, strict=True):
-            scores = projected(self._gradients(subject, columns, batch, args), errors, columns)
-            sums += share * scores, share**2 * scores, share**2 * scores**2
-        return [float(len(parts)), sum(share**2 for share in shares), *map(float, sums.ravel())]
-
-    def _gradients(self, subject: Subject, columns: Sequence[Format], batch: int, args: tuple[Any, ...]) -> Pullback:
-        """Gradients of the loss of a part of a batch."""
-        found: list[Pullback] = []
 
         def visit(weights: Weights, inputs: Inputs) -> None:
-            found.append(Pullback(0, weights, inputs, 1.0))
+            projection.add(Pullback(0, weights, inputs, 1.0))
 
-        gradients(subject, columns, batch, args, visit, head=self.value)
-        return found[0]
+        for args, _ in parts:
+            gradients(subject, projection.columns, batch, args, visit, head=self.value)
+        sums = np.zeros((3, len(subject.layers), len(projection.columns)))
+        shares = [len(images) / subject.samples for _, images in parts]
+        for scores, share in zip(projection.take(), shares, strict=True):
+            sums += share * scores, share**2 * scores, share**2 * scores**2
+        return [float(len(parts)), sum(share**2 for share in shares), *map(float, sums.ravel())]
