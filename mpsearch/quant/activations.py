@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
     """``quantize_activation(x, grid) − x`` on every grid in float32, ``(grids, elements of x)``."""
 
     def column(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float32, device=x.device)[:, None]
+        return torch.from_numpy(np.array(list(values), np.float32)[:, None]).to(x.device)
 
     flat, scale = x.detach().float().reshape(1, -1), column(grid.scale for grid in grids)
     low, high = column(-grid.zero_point for grid in grids), column(grid.top - grid.zero_point for grid in grids)
@@ -145,4 +146,4 @@ def _shrunk(low: float, high: float, share: float, bits: int) -> ActivationRange
 
 def _single(value: float) -> float:
     """Rounded to float32, as the packed file stores it: what is loaded rounds exactly as what was searched."""
-    return torch.tensor(value, dtype=torch.float32).item()
+    return float(np.float32(value))

@@ -11,9 +11,8 @@ from torch import Tensor
 from mpsearch.errors import UsageError
 from mpsearch.types import Format
 
-GRID = 8  # candidate scales a round
-ROUNDS = 3  # the first over all scales, each later one around the best of the round before
-BLOCK = 1 << 19  # products of weights and candidate scales at a time: what they need stays in the cache
+CANDIDATES = (8, 6, 6)  # scales a round: the first over all, each later one around the best of the round before
+BLOCK = 1 << 20  # products of weights and candidate scales at a time: what they need stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +50,15 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
         return QuantizedWeight(weight.detach().clamp(-limit, limit).to(torch.float16), None, weight.dtype)
     top = 2 ** (format.bits - 1) - 1
     rows = weight.detach().movedim(axis, 0).flatten(1).float()  # (channels, weights of a channel)
-    few = max(1, BLOCK // (GRID * rows.shape[1]))
-    scale = torch.cat([_fit(part, top) for part in torch.split(rows, few)])
+    few = max(1, BLOCK // (CANDIDATES[0] * rows.shape[1]))
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    scales = []
+    for part, own in zip(torch.split(rows, few), torch.split(codes.movedim(axis, 0), few), strict=True):
+        scales.append(_fit(part, top))
+        own.copy_(_codes(part, scales[-1], top).reshape(own.shape))
     shape = [1] * weight.ndim
     shape[axis] = -1
-    scale = scale.reshape(shape)
-    codes = torch.round(weight.detach().float() / scale).clamp_(-top, top).to(torch.int8)
-    return QuantizedWeight(codes, scale, weight.dtype)
+    return QuantizedWeight(codes, torch.cat(scales).reshape(shape), weight.dtype)
 
 
 def _fit(rows: Tensor, top: int) -> Tensor:
@@ -66,20 +67,32 @@ def _fit(rows: Tensor, top: int) -> Tensor:
     largest = torch.where(peak > 0, peak / top, torch.ones_like(peak))
     # Heavy-tailed channels at 2 or 3 bits clip at a tenth of their peak; 8 bits gain nothing below a third.
     lowest = math.log(0.08 if top <= 3 else 0.3)
-    scale = _best(rows, largest * torch.linspace(0, lowest, GRID).exp().to(rows.device), top)
-    reach = lowest / (GRID - 1)  # from one candidate to the next
-    for _ in range(ROUNDS - 1):
-        around = torch.linspace(-reach, reach, GRID + 2)[1:-1].exp().to(rows.device)
-        scale = _best(rows, torch.cat([scale, torch.minimum(scale * around, largest)], 1), top)
-        reach *= 2 / (GRID + 1)
-    codes = torch.round(rows / scale).clamp_(-top, top)
-    fitted = (rows * codes).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp_min(1.0)
-    fitted = torch.where(fitted > 0, torch.minimum(fitted, largest), scale)
-    return _best(rows, torch.cat([scale, fitted], 1), top)
+    scales = largest * torch.linspace(0, lowest, CANDIDATES[0]).exp().to(rows.device)
+    scale, error = _best(scales, _errors(rows, scales, top))
+    reach = lowest / (CANDIDATES[0] - 1)  # from one candidate to the next
+    for count in CANDIDATES[1:]:
+        around = torch.linspace(-reach, reach, count + 2)[1:-1].exp().to(rows.device)
+        scales = torch.minimum(scale * around, largest)
+        scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, _errors(rows, scales, top)], 1))
+        reach *= 2 / (count + 1)
+    # For given codes the error is a parabola in the scale, and rounding anew only lowers it: no need to compare.
+    codes = _codes(rows, scale, top)
+    fitted = torch.linalg.vecdot(rows, codes) / torch.linalg.vecdot(codes, codes).clamp_min(1.0)
+    return torch.where(fitted[:, None] > 0, torch.minimum(fitted[:, None], largest), scale)
 
 
-def _best(rows: Tensor, scales: Tensor, top: int) -> Tensor:
-    """``(channels, candidates)`` → ``(channels, 1)`` of least squared error; the first among equals."""
+def _codes(rows: Tensor, scale: Tensor, top: int) -> Tensor:
+    return torch.div(rows, scale).round_().clamp_(-top, top)
+
+
+def _errors(rows: Tensor, scales: Tensor, top: int) -> Tensor:
+    """``‖w − s·round(w/s)‖`` of every channel at every of its candidates, ``(channels, candidates)``."""
     steps = rows[:, None] * (1 / scales)[:, :, None]
-    error = torch.linalg.vector_norm(steps.sub_(torch.round(steps).clamp_(-top, top)), dim=2).mul_(scales)
-    return scales.gather(1, error.argmin(1, keepdim=True))
+    found: Tensor = torch.linalg.vector_norm(steps.sub_(torch.round(steps).clamp_(-top, top)), dim=2)
+    return found.mul_(scales)
+
+
+def _best(scales: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale of least error, that error) of every channel, ``(channels, 1)`` each; the first among equals."""
+    least, at = errors.min(1, keepdim=True)
+    return scales.gather(1, at), least
