@@ -47,7 +47,7 @@ def test_an_impossible_budget_is_refused_before_anything_is_measured(deconv, mon
     def fail(*args, **kwargs):
         raise AssertionError("measured")
 
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.projection.pull_back", fail)
     with pytest.raises(InfeasibleBudget):
         mpsearch.allocate(*deconv, budgets=["bits<=1"])
 

@@ -302,7 +302,7 @@ def test_bad_arguments_are_one_line_before_anything_is_measured(
     def fail(*args, **kwargs):
         raise AssertionError("measured")
 
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.projection.pull_back", fail)
     shot = snapshot(deconv[0])
     with pytest.raises(error, match=message) as caught:
         mpsearch.smallest(*deconv, **{"target": "psnr>=30", **arguments})
@@ -385,7 +385,7 @@ def test_run_with_a_target_writes_it_down_and_a_second_run_measures_nothing(deep
     before = {p: p.read_bytes() for p in (deep / "out").glob("*.json")}
     for name in (
         "subject.paired_errors",
-        "sensitivity.one_pass.pull_back",
+        "sensitivity.projection.pull_back",
         "validation.featurise",
         "validation.paired_quality",
     ):

@@ -91,7 +91,7 @@ def test_run_writes_every_artefact_and_a_second_run_measures_nothing(project, mo
 
     before = {p: p.read_bytes() for p in out.glob("*.json")}
     monkeypatch.setattr("mpsearch.subject.paired_errors", fail)
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.projection.pull_back", fail)
     monkeypatch.setattr("mpsearch.validation.featurise", fail)
     assert call("run", "small.yaml", "--out", "out", "--budget", "bits<=3")[0] == 0
     assert before == {p: p.read_bytes() for p in out.glob("*.json")}
@@ -104,7 +104,7 @@ def test_a_new_budget_reuses_the_sensitivity(project, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.projection.pull_back", fail)
     assert call("search", "small.yaml", "--out", "out", "--budget", "bits<=5", "--effort", "fast")[0] == 0
     second = json.loads((project / "out/bitmap.json").read_text())
     assert second["costs"]["bits"] > first["costs"]["bits"]

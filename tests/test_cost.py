@@ -253,7 +253,7 @@ def test_a_bad_table_is_refused_before_anything_is_measured(deconv, tmp_path, mo
     def fail(*args, **kwargs):
         raise AssertionError("measured")
 
-    monkeypatch.setattr("mpsearch.sensitivity.one_pass.pull_back", fail)
+    monkeypatch.setattr("mpsearch.sensitivity.projection.pull_back", fail)
     path = written(tmp_path, TIMES)
     with pytest.raises(UsageError, match=r"times.csv lacks the layer main.0.weight"):
         allocate(*deconv, latency=path)
