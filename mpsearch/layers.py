@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UsageError
 from mpsearch.model import (
+    Joins,
     channel_axis,
     effective_weight,
     evaluating,
@@ -73,6 +74,7 @@ def find_layers(
                 state_keys=site.keys,
                 aliases=site.names[1:],
                 largest_input=max((use.largest_input for use in uses), default=0),
+                input_parts=_common([use.input_parts for use in uses if use.act_elements]),
             )
         )
     layers = Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
@@ -105,6 +107,7 @@ class _Usage:
     macs: int = 0
     act_elements: int = 0
     largest_input: int = 0
+    input_parts: tuple[int, ...] = ()
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -144,6 +147,18 @@ def find_sites(model: nn.Module) -> list[Site]:
     if not found:
         raise UsageError("the model has no quantizable tensor (a 'weight' or '*_weight' of two dimensions or more)")
     return list(found.values())
+
+
+def input_parts(model: nn.Module, batch: Sequence[Any], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Layer → channels of each tensor that its input is concatenated from, as in :class:`Layer`."""
+    names = set(names)
+    sites = [site for site in find_sites(model) if names & set(site.names)]
+    usage = _measure(model, batch, sites)
+    return {
+        name: _common([usage[id(module), tensor].input_parts for module, tensor in site.owners])
+        for site in sites
+        for name in names & set(site.names)
+    }
 
 
 def _globs(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -186,7 +201,7 @@ def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[
         for module in model.modules():
             for handle in meter.watch(module):
                 stack.callback(handle.remove)
-        with meter:
+        with meter, meter.joins:
             output = forward(model, batch)
     samples = max(1, output.shape[0])
     users: dict[int, list[tuple[int, str, int]]] = {}
@@ -200,8 +215,15 @@ def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[
         total = sum(numel for *_, numel in entries)
         for who, tensor, numel in entries:
             reads = (elements, largest) if who == key else (0, 0)
-            usage[who, tensor] = _Usage(round(macs * numel / total / samples), *(round(n / samples) for n in reads))
+            parts = _common(meter.parts.get(who, []))
+            counts = (round(count / samples) for count in (macs * numel / total, *reads))
+            usage[who, tensor] = _Usage(*counts, input_parts=parts)
     return usage
+
+
+def _common(divisions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """How an input is divided, if it always is in the same way."""
+    return divisions[0] if len(set(divisions)) == 1 else ()
 
 
 def _user(model: nn.Module, module: nn.Module, meter: _Meter) -> int:
@@ -230,6 +252,8 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         # module -> (MACs, input elements, both of all calls together, input elements of the largest call)
         self.seen: dict[int, tuple[int, int, int]] = {}
+        self.joins = Joins()
+        self.parts: dict[int, list[tuple[int, ...]]] = {}  # module -> of what its input was joined, every time
         self._flops = [0, 0]  # outside attention products, in them
         self._stack: list[tuple[int, list[int]]] = []  # (flops at the start, flops of children)
 
@@ -258,7 +282,9 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops = self._total(leaf) - start
         if self._stack:
             self._stack[-1][1].append(flops)
-        read = sum(tensor.numel() for tensor in input_tensors(module, args, kwargs).values())
+        inputs = list(input_tensors(module, args, kwargs).values())
+        self.parts.setdefault(id(module), []).extend(self.joins.channels(module, tensor) for tensor in inputs)
+        read = sum(tensor.numel() for tensor in inputs)
         macs, elements, largest = self.seen.get(id(module), (0, 0, 0))
         macs += max(0, flops - sum(nested)) // 2
         self.seen[id(module)] = (macs, elements + read, max(largest, read))

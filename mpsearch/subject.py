@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import ArtifactError
 from mpsearch.model import Reuse
-from mpsearch.quant import ActivationRange, Observed, WeightBank, applied, observe
+from mpsearch.quant import InputGrid, Observed, WeightBank, applied, observe
 from mpsearch.types import FLOAT, BitMap, Format, Layers, Measured
 
 HOPELESS = 4.0  # standard errors
@@ -51,7 +51,7 @@ class Subject:
         self.evaluations = 0
         self.asked: set[str] = set()
         self._whole: Subject | None = None  # the subject that this is a part of
-        self._ranges: dict[tuple[str, int], ActivationRange] = {}
+        self._ranges: dict[tuple[str, int], InputGrid] = {}
         self._least = math.inf  # error of the map whose activations are kept
         self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
 
@@ -63,7 +63,8 @@ class Subject:
     def _observed(self) -> tuple[list[Tensor], dict[str, Observed]]:
         """The one pass of the float generator over all inputs: its images, and what the layers read."""
         places = {layer.name: self.bank.site(layer.name).places for layer in self.layers if layer.act_elements}
-        return observe(self.model, self.calibration, places)
+        parts = {layer.name: layer.input_parts for layer in self.layers}
+        return observe(self.model, self.calibration, places, parts)
 
     @property
     def reference(self) -> list[Tensor]:
@@ -81,13 +82,13 @@ class Subject:
     def samples(self) -> int:
         return sum(len(images) for images in self.reference)
 
-    def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], ActivationRange]:
+    def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], InputGrid]:
         """Activation ranges of every layer at every width in ``formats``, fitted on the calibration inputs."""
         if self._whole is not None:
             return self._whole.ranges(formats)
         widths = sorted({format.act_bits for format in formats if format.act_bits})
         found = {
-            (name, bits): self._ranges.get((name, bits)) or seen.range(bits)
+            (name, bits): self._ranges.get((name, bits)) or seen.grid(bits)
             for name, seen in self._observed[1].items()
             for bits in widths
         }
@@ -97,12 +98,7 @@ class Subject:
     def with_ranges(self, bitmap: BitMap) -> BitMap:
         """The map with the calibrated range of every activation it quantizes."""
         fitted = self.ranges(bitmap.values())
-        ranges = {}
-        for name, format in bitmap.items():
-            if format.act_bits:
-                grid = fitted[name, format.act_bits]
-                ranges[name] = (grid.low, grid.high)
-        return bitmap.with_ranges(ranges)
+        return bitmap.with_ranges({n: fitted[n, f.act_bits].ranges for n, f in bitmap.items() if f.act_bits})
 
     def error(self, bitmap: BitMap, rival: Measured | None = None) -> Measured:
         """True paired mean squared error of a whole map, with its standard error over samples.

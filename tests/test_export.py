@@ -60,7 +60,7 @@ def test_every_kind_of_map_reads_back(deconv, tmp_path):
     maps = [read_map(files[kind]) for kind in ("json", "yaml", "csv")]
     assert maps[0] == maps[1] == maps[2]
     assert maps[0]["main.0.weight"].act_bits == 8
-    low, high = maps[0].ranges["main.0.weight"]
+    ((low, high, _),) = maps[0].ranges["main.0.weight"]
     assert low < 0 < high
     entry = json.loads(files["json"].read_text())["layers"]["main.5.weight"]
     assert (entry["weight_bits"], entry["act_bits"]) == (8, None)

@@ -15,6 +15,7 @@ from mpsearch.quant import (
     quantize_weight,
 )
 from mpsearch.quant.bank import WeightBank
+from mpsearch.types import Range
 
 SHAPES = {0: (5, 3, 3, 3), 1: (4, 6, 2, 2)}
 
@@ -105,8 +106,8 @@ def test_errors_on_many_grids_are_those_of_one_grid_each():
 def test_activation_ranges_minimise_the_rounding_error(deconv):
     model, batches = deconv
     calibration = Calibration.of(batches)
-    _, seen = observe(model, calibration, {"main.3.weight": ("main.3.weight",)})
-    four, eight = (seen["main.3.weight"].range(bits) for bits in (4, 8))
+    _, seen = observe(model, calibration, {"main.3.weight": ("main.3.weight",)}, {"main.3.weight": ()})
+    four, eight = (seen["main.3.weight"].grid(bits).parts[0] for bits in (4, 8))
     read = []
     hook = model.main[3].register_forward_pre_hook(lambda m, args: read.append(args[0].flatten()))
     outputs(model, calibration)
@@ -189,7 +190,7 @@ def test_a_map_that_fits_another_model_is_refused(deconv):
 def test_ranges_travel_with_the_map(deconv):
     model, batches = deconv
     calibration = Calibration.of(batches)
-    bitmap = BitMap({"main.3.weight": "w4a4"}, {"main.3.weight": (0.0, 1.5)})
+    bitmap = BitMap({"main.3.weight": "w4a4"}, {"main.3.weight": (Range(0.0, 1.5),)})
     again = BitMap.from_json(bitmap.to_json())
     assert again == bitmap
     with quantized(model, bitmap):
@@ -197,4 +198,4 @@ def test_ranges_travel_with_the_map(deconv):
     with quantized(model, again):
         second = outputs(model, calibration)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert np.isclose(again.ranges["main.3.weight"][1], 1.5)
+    assert np.isclose(again.ranges["main.3.weight"][0].high, 1.5)

@@ -10,7 +10,7 @@ from mpsearch.cost.fill import fill
 from mpsearch.types import Format, Layer, Layers, Table
 
 SCALE_BYTES = 4  # float32, one a channel
-RANGE_BYTES = 8  # float32 low and high of a quantized input
+RANGE_BYTES = 8  # float32 low and high of a quantized input, or of each tensor that it is joined from
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Size:
 
 def layer_bytes(layer: Layer, format: Format) -> float:
     """Payload bytes of one layer."""
-    activation = RANGE_BYTES if format.act_bits else 0
+    activation = RANGE_BYTES * max(1, len(layer.input_parts)) if format.act_bits else 0
     if format.weight_bits is None:
         return layer.float_bytes + activation
     scales = layer.channels * SCALE_BYTES if format.kind == "int" else 0

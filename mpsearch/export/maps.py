@@ -21,7 +21,7 @@ from mpsearch.types import FLOAT_BITS, BitMap, Layers
 SCHEMA = "mpsearch-bitmap/1"
 FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError)
 WIDTHS = ("weight_bits", "bits", "num_bits", "nbits", "bitwidth", "bw")
-COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high")
+COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high", "act_channels")
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,17 @@ def _csv(payload: dict[str, Any]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for name, entry in payload["layers"].items():
-        low, high = entry.get("act_range", (None, None))
-        writer.writerow([name, entry["format"], entry["weight_bits"], entry["act_bits"], low, high])
+        spans = _columns(entry.get("act_range", []))
+        writer.writerow([name, entry["format"], entry["weight_bits"], entry["act_bits"], *spans])
     return stream.getvalue()
+
+
+def _columns(act_range: list[Any]) -> list[str]:
+    """Low ends, high ends and channels, separated by blanks where there are several."""
+    if not act_range:
+        return ["", "", ""]
+    parts = act_range if isinstance(act_range[0], list) else [[*act_range, ""]]
+    return [" ".join(map(str, column)) for column in zip(*parts, strict=True)]
 
 
 def _from_csv(text: str) -> dict[str, Any]:
@@ -141,7 +149,11 @@ def _from_csv(text: str) -> dict[str, Any]:
         raise ValueError(f"the first line is not {','.join(COLUMNS)}")
     for row in table:
         entry: dict[str, Any] = {"format": row["format"]}
-        if row["act_low"]:
-            entry["act_range"] = [float(row["act_low"]), float(row["act_high"])]
+        lows, highs, channels = (row[f"act_{column}"].split() for column in ("low", "high", "channels"))
+        if channels:
+            parts = zip(map(float, lows), map(float, highs), map(int, channels), strict=True)
+            entry["act_range"] = [list(part) for part in parts]
+        elif lows:
+            entry["act_range"] = [float(lows[0]), float(highs[0])]
         layers[row["layer"]] = entry
     return {"layers": layers}

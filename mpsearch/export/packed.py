@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
 from mpsearch.export.packing import pack, pack_unsigned, unpack, unpack_unsigned
 from mpsearch.model import copy_of, make_permanent, map_input, one_line, owner
-from mpsearch.quant import ActivationRange, QuantizedWeight, WeightBank, quantize_activation
-from mpsearch.types import BitMap, Format, Layer, Layers
+from mpsearch.quant import InputGrid, QuantizedWeight, WeightBank
+from mpsearch.types import BitMap, Format, Layer, Layers, Range
 
 SCHEMA = "mpsearch-packed/1"
 METADATA = "mpsearch"
@@ -47,7 +46,9 @@ class Packed:
         for layer in layers:
             format = bitmap.get(layer.name, Format())
             if format.act_bits:
-                tensors[layer.name + RANGE] = torch.tensor(bitmap.ranges[layer.name], dtype=torch.float32)
+                ends = [(low, high) for low, high, _ in bitmap.ranges[layer.name]]
+                parts = max(1, len(layer.input_parts)) if len(ends) == 1 else 1  # one for all is one for each
+                tensors[layer.name + RANGE] = torch.tensor(ends * parts, dtype=torch.float32)
             if format.kind != "float":
                 tensors |= _weight_tensors(layer, format, bank.quantized(layer.name, format))
                 replaced |= set(layer.state_keys)
@@ -58,6 +59,7 @@ class Packed:
                 "dtype": str(bank.weight(layer.name).dtype).removeprefix("torch."),
                 "places": bank.site(layer.name).places,
                 "state_keys": layer.state_keys,
+                "input_parts": layer.input_parts,
             }
         tensors |= _unique({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and k not in replaced})
         path = out / "generator.safetensors"
@@ -95,9 +97,9 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                 if format.kind != "float":
                     make_permanent(module, tensor, _stored_weight(tensors, name, entry, format).dequantized())
                 if format.act_bits:
-                    low, high = tensors[name + RANGE].tolist()
-                    grid = ActivationRange(low, high, format.act_bits)
-                    map_input(module, partial(quantize_activation, grid=grid))
+                    ends = zip(tensors[name + RANGE].tolist(), entry["input_parts"] or [0], strict=True)
+                    ranges = tuple(Range(low, high, channels) for (low, high), channels in ends)
+                    map_input(module, InputGrid(ranges, format.act_bits))
     except Exception as error:  # whatever a foreign header or another architecture makes torch say
         raise ArtifactError(f"{path} does not fit the model: {one_line(error)}") from None
     return model.eval()

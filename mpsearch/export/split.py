@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
 from mpsearch.model import copy_of, device_of, make_permanent, map_input, owner
-from mpsearch.quant import ActivationRange, WeightBank, quantize_activation
+from mpsearch.quant import InputGrid, WeightBank
 from mpsearch.types import BitMap, Format
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -68,8 +67,7 @@ def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
                 module = _split_layer(module, format.channel_bits, name)
                 twin = _replaced(twin, path, module.to(device_of(twin)))
             if format.act_bits:
-                grid = ActivationRange(*bitmap.ranges[name], format.act_bits)
-                map_input(module, partial(quantize_activation, grid=grid))
+                map_input(module, InputGrid(bitmap.ranges[name], format.act_bits))
     return twin
 
 

@@ -4,6 +4,7 @@ Nothing here leaves a trace: flags, parameters, buffers, attributes, hooks and r
 error.
 """
 
+from mpsearch.model.joins import Joins
 from mpsearch.model.reading import input_tensors, inputs_mapped, map_input
 from mpsearch.model.reuse import Reuse
 from mpsearch.model.running import device_of, evaluating, first_tensor, forward, one_line
@@ -19,6 +20,7 @@ from mpsearch.model.weights import (
 )
 
 __all__ = [
+    "Joins",
     "Reuse",
     "channel_axis",
     "copy_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, output
 from mpsearch.errors import UsageError
 from mpsearch.model import inputs_mapped
+from mpsearch.types import Range, Ranges
 
 SAMPLES = 2**16  # values kept a layer; range error falls with their square root and is below 1 % here
 GRID = 8  # candidate ranges of each of two rounds, the second around the best of the first
@@ -62,44 +64,110 @@ def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
     return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(flat)
 
 
-class Observed:
-    """What a layer read: the extremes, and a random sample of the values."""
+@dataclass(frozen=True)
+class InputGrid:
+    """How a layer's input is rounded: on one grid, or on one for each tensor of the concatenation that it reads.
 
-    def __init__(self, layer: str, share: int, seed: int) -> None:
+    Tensors that meet in a skip connection seldom have one range (Q-Diffusion, Li et al., ICCV 2023); a runtime rounds
+    each before it joins them.
+    """
+
+    ranges: Ranges
+    bits: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` rounded; any shape, or ``(N, channels, …)`` for a concatenation; same dtype."""
+        pieces = zip(divided(x, self._channels), self.parts, strict=True)
+        return joined([quantize_activation(piece, grid) for piece, grid in pieces], dim=1)
+
+    @cached_property
+    def parts(self) -> tuple[ActivationRange, ...]:
+        return tuple(ActivationRange(low, high, self.bits) for low, high, _ in self.ranges)
+
+    @property
+    def _channels(self) -> tuple[int, ...]:
+        return tuple(channels for *_, channels in self.ranges)
+
+
+def input_errors(x: Tensor, grids: Sequence[InputGrid]) -> Tensor:
+    """``grid(x) − x`` on every grid of one layer in float32, ``(grids, elements of x)``."""
+    if not grids:
+        return activation_errors(x, [])
+    found = []
+    for part, piece in enumerate(divided(x, grids[0]._channels)):
+        errors = activation_errors(piece, [grid.parts[part] for grid in grids])
+        found.append(errors.view(len(grids), *piece.shape))
+    return joined(found, dim=2).flatten(1)
+
+
+def divided(x: Tensor, channels: Sequence[int]) -> Sequence[Tensor]:
+    """The tensors that ``x`` was joined from; ``x`` itself where it was not."""
+    return torch.split(x, list(channels), dim=1) if len(channels) > 1 else (x,)
+
+
+def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(list(pieces), dim=dim) if len(pieces) > 1 else pieces[0]
+
+
+class Observed:
+    """What a layer read: of every tensor that its input is joined from, the extremes and a random sample.
+
+    Args:
+        layer: its name.
+        channels: of those tensors; () for an input that is not joined.
+        share: values kept of each and a batch.
+        seed: of the samples.
+    """
+
+    def __init__(self, layer: str, channels: Sequence[int], share: int, seed: int) -> None:
         self._layer = layer
-        self.low = 0.0
-        self.high = 0.0
-        self._share = share  # values kept a batch
-        self._kept: list[Tensor] = []
-        self._calls: list[Tensor] = []  # what is kept of those of the batch at hand
-        self._generator = torch.Generator().manual_seed(seed)
+        self._channels = tuple(channels)
+        self._parts = [_Values(share, seed) for _ in channels or (0,)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Take note of ``x``, and return it unchanged."""
-        low, high = torch.aminmax(x.detach())
-        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
-        self._calls.append(self._some(x.detach().reshape(-1)).float())
+        for piece, values in zip(divided(x.detach(), self._channels), self._parts, strict=True):
+            values.note(piece)
         return x
 
     def settle(self) -> None:
         """A batch is done: a layer that it called many times, as samplers do, keeps no more than others."""
-        if self._calls:
-            self._kept.append(self._some(torch.cat(self._calls)))
-        self._calls = []
+        for values in self._parts:
+            values.settle()
 
-    def values(self) -> Tensor:
-        """The sample, float32.
+    def grid(self, bits: int) -> InputGrid:
+        """The ranges of least squared rounding error of the samples among shrunken copies of the extremes.
 
         Raises:
             UsageError: nothing was read.
         """
-        if not self._kept:
-            raise UsageError(f"{self._layer} is never called on these inputs: its activations cannot be quantized")
-        return torch.cat(self._kept)
+        found = []
+        for values, channels in zip(self._parts, self._channels or (0,), strict=True):
+            if not values.kept:
+                raise UsageError(f"{self._layer} is never called on these inputs: its activations cannot be quantized")
+            fitted = _fit(torch.cat(values.kept), values.low, values.high, bits)
+            found.append(Range(fitted.low, fitted.high, channels))
+        return InputGrid(tuple(found), bits)
 
-    def range(self, bits: int) -> ActivationRange:
-        """The range of least squared rounding error of the sample among shrunken copies of the extremes."""
-        return _fit(self.values(), self.low, self.high, bits)
+
+class _Values:
+    def __init__(self, share: int, seed: int) -> None:
+        self.low = 0.0
+        self.high = 0.0
+        self.kept: list[Tensor] = []
+        self._share = share  # values kept a batch
+        self._calls: list[Tensor] = []  # what is kept of those of the batch at hand
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def note(self, x: Tensor) -> None:
+        low, high = torch.aminmax(x)
+        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        self._calls.append(self._some(x.reshape(-1)).float())
+
+    def settle(self) -> None:
+        if self._calls:
+            self.kept.append(self._some(torch.cat(self._calls)))
+        self._calls = []
 
     def _some(self, values: Tensor) -> Tensor:
         if len(values) <= self._share:
@@ -109,7 +177,10 @@ class Observed:
 
 
 def observe(
-    model: nn.Module, calibration: Calibration, places: Mapping[str, Iterable[str]]
+    model: nn.Module,
+    calibration: Calibration,
+    places: Mapping[str, Iterable[str]],
+    parts: Mapping[str, Sequence[int]],
 ) -> tuple[list[Tensor], dict[str, Observed]]:
     """One pass of the float generator: its images, one tensor a batch, and what every layer read.
 
@@ -117,9 +188,10 @@ def observe(
         model: the float generator.
         calibration: the inputs.
         places: layer → every name that its tied copies are read under.
+        parts: layer → channels of the tensors that its input is joined from; () = not joined.
     """
     share = max(SAMPLES // len(calibration), 1)
-    taps = {name: Observed(name, share, calibration.seed) for name in places}
+    taps = {name: Observed(name, parts[name], share, calibration.seed) for name in places}
     images = []
     with inputs_mapped(model, {place: tap for name, tap in taps.items() for place in places[name]}):
         for batch in range(len(calibration)):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
+from mpsearch.layers import input_parts
 from mpsearch.model import device_of, inputs_mapped, substituted
-from mpsearch.quant.activations import ActivationRange, observe, quantize_activation
+from mpsearch.quant.activations import InputGrid, observe
 from mpsearch.quant.bank import WeightBank
 from mpsearch.types import BitMap, Format
 
@@ -52,9 +52,10 @@ def with_ranges(
     if batches is None:
         raise UsageError(f"{len(missing)} layers, {next(iter(missing))} first, lack an activation range: pass batches=")
     calibration = batches if isinstance(batches, Calibration) else Calibration.of(batches, device_of(model))
-    _, seen = observe(model, calibration, {name: bank.site(name).places for name in missing})
-    fitted = {name: seen[name].range(bits) for name, bits in missing.items()}
-    return bitmap.with_ranges({**bitmap.ranges, **{name: (grid.low, grid.high) for name, grid in fitted.items()}})
+    parts = input_parts(model, calibration.batches[0], missing)
+    _, seen = observe(model, calibration, {name: bank.site(name).places for name in missing}, parts)
+    fitted = {name: seen[name].grid(bits).ranges for name, bits in missing.items()}
+    return bitmap.with_ranges({**bitmap.ranges, **fitted})
 
 
 @contextmanager
@@ -72,7 +73,6 @@ def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[dict
             values[layer] = bank.dequantized(layer, format)
             weights.update(dict.fromkeys(places, values[layer]))
         if format.act_bits:
-            grid = partial(quantize_activation, grid=ActivationRange(*bitmap.ranges[layer], format.act_bits))
-            grids.update(dict.fromkeys(places, grid))
+            grids.update(dict.fromkeys(places, InputGrid(bitmap.ranges[layer], format.act_bits)))
     with substituted(model, weights), inputs_mapped(model, grids):
         yield values

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mpsearch.model import evaluating, forward, inputs_mapped
-from mpsearch.quant import quantize_activation
 from mpsearch.subject import Subject
 from mpsearch.types import Format
 
@@ -39,7 +38,7 @@ def _measure(subject: Subject, formats: Sequence[Format]) -> list[float]:
             energy[layer] += x.double().square().sum().item()
             for (name, bits), grid in ranges.items():
                 if name == layer:
-                    errors[name, bits] += (quantize_activation(x, grid) - x).double().square().sum().item()
+                    errors[name, bits] += (grid(x) - x).double().square().sum().item()
             return x
 
         return read

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpsearch.errors import ModelError
 from mpsearch.model import evaluating, forward, inputs_mapped, one_line, substituted
-from mpsearch.quant import activation_errors
+from mpsearch.quant import input_errors
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Format
 
@@ -188,7 +188,7 @@ def _taps(
     def tap(name: str) -> Callable[[Tensor], Tensor]:
         def read(x: Tensor) -> Tensor:
             own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            errors = activation_errors(x, [ranges[name, bits] for bits in widths])
+            errors = input_errors(x, [ranges[name, bits] for bits in widths])
             reads.setdefault(name, []).append(Read(own, errors))
             return own
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpsearch.model import evaluating, forward, inputs_mapped, substituted
-from mpsearch.quant import ActivationRange, quantize_activation
+from mpsearch.quant import InputGrid
 from mpsearch.sensitivity.probes import backward, widths_of
 from mpsearch.sensitivity.projection import rows
 from mpsearch.subject import Subject
@@ -114,10 +114,10 @@ def _taps(
         bits = bitmap.get(name, FLOAT).act_bits
 
         def read(x: Tensor) -> Tensor:
-            rounded = quantize_activation(x, ActivationRange(*bitmap.ranges[name], bits)) if bits else x
+            rounded = InputGrid(bitmap.ranges[name], bits)(x) if bits else x
             own = rounded.view_as(rounded) if rounded.requires_grad else rounded.detach().requires_grad_()
             with torch.no_grad():
-                others = [x, *(quantize_activation(x, ranges[name, width]) for width in widths)]
+                others = [x, *(ranges[name, width](x) for width in widths)]
                 reads.append((name, own, torch.stack([(other - rounded).flatten() for other in others])))
             return own
 

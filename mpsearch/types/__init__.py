@@ -1,6 +1,6 @@
 """The nouns: frozen values, JSON both ways, no torch."""
 
-from mpsearch.types.bitmap import BitMap
+from mpsearch.types.bitmap import BitMap, Range, Ranges
 from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
 from mpsearch.types.frontier import Point
@@ -36,6 +36,8 @@ __all__ = [
     "Point",
     "Problem",
     "QualityReport",
+    "Range",
+    "Ranges",
     "Reached",
     "Solution",
     "Table",

@@ -5,27 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.format import Format
 from mpsearch.types.layer import Unit
 
-Range = tuple[float, float]
+
+class Range(NamedTuple):
+    """Where the activations that a layer reads lie.
+
+    Attributes:
+        low: at most 0.
+        high: at least 0.
+        channels: how many of the channels it holds for, in their order; 0 = all.
+    """
+
+    low: float
+    high: float
+    channels: int = 0
+
+
+Ranges = tuple[Range, ...]
 
 
 class BitMap(Mapping[str, Format]):
     """Layer name → :class:`Format`. Layers that are not named stay float.
 
     Attributes:
-        ranges: layer name → (low, high) of its quantized input activations; a map that was written by hand may lack
-            them, and they are then measured when the map is applied.
+        ranges: layer name → the range of its quantized input activations, or one for each tensor of the concatenation
+            that it reads; a map that was written by hand may lack them, and they are then measured when the map is
+            applied.
     """
 
-    def __init__(self, formats: Mapping[str, Format | str], ranges: Mapping[str, Range] | None = None) -> None:
+    def __init__(self, formats: Mapping[str, Format | str], ranges: Mapping[str, Ranges] | None = None) -> None:
         parsed = {n: f if isinstance(f, Format) else Format.parse(f) for n, f in formats.items()}
         self._formats: Mapping[str, Format] = MappingProxyType(parsed)
-        self.ranges: Mapping[str, Range] = MappingProxyType(
+        self.ranges: Mapping[str, Ranges] = MappingProxyType(
             {n: r for n, r in (ranges or {}).items() if n in parsed and parsed[n].act_bits}
         )
 
@@ -48,7 +64,7 @@ class BitMap(Mapping[str, Format]):
             formats[layer] = Format.of_channels([bits for bits in widths if bits], *acts)
         return cls(formats)
 
-    def with_ranges(self, ranges: Mapping[str, Range]) -> BitMap:
+    def with_ranges(self, ranges: Mapping[str, Ranges]) -> BitMap:
         return BitMap(self._formats, ranges)
 
     def __getitem__(self, layer: str) -> Format:
@@ -82,7 +98,7 @@ class BitMap(Mapping[str, Format]):
                     "weight_bits": format.weight_bits,
                     "act_bits": format.act_bits,
                     **({"channel_bits": list(format.channel_bits)} if format.channel_bits else {}),
-                    **({"act_range": list(self.ranges[name])} if name in self.ranges else {}),
+                    **({"act_range": _listed(self.ranges[name])} if name in self.ranges else {}),
                 }
                 for name, format in self._formats.items()
             }
@@ -94,17 +110,30 @@ class BitMap(Mapping[str, Format]):
         try:
             entries = dict(payload["layers"])
             formats = {name: Format.parse(_format_text(entry)) for name, entry in entries.items()}
-            ranges = {name: _range(name, entry) for name, entry in entries.items() if "act_range" in entry}
+            ranges = {
+                name: _ranges(name, entry["act_range"]) for name, entry in entries.items() if "act_range" in entry
+            }
         except (KeyError, TypeError, ValueError, IndexError, UsageError) as error:
             raise ArtifactError(f"not a bit map: {error}") from None
         return cls(formats, ranges)
 
 
-def _range(name: str, entry: Mapping[str, Any]) -> Range:
-    low, high = map(float, entry["act_range"])
+def _listed(ranges: Ranges) -> list[Any]:
+    """``[low, high]``, or ``[[low, high, channels], …]`` for the tensors of a concatenation."""
+    return [ranges[0].low, ranges[0].high] if len(ranges) == 1 else [list(range) for range in ranges]
+
+
+def _ranges(name: str, entry: list[Any]) -> Ranges:
+    if not isinstance(entry[0], list):
+        low, high = map(float, entry)
+        return (_range(name, low, high),)
+    return tuple(_range(name, float(low), float(high), int(channels)) for low, high, channels in entry)
+
+
+def _range(name: str, low: float, high: float, channels: int = 0) -> Range:
     if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high):
         raise ValueError(f"{name} has the activation range {low} … {high}: expected low <= 0 <= high")
-    return low, high
+    return Range(low, high, channels)
 
 
 def _format_text(entry: Mapping[str, Any]) -> str:
