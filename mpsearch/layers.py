@@ -214,10 +214,12 @@ def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[
         macs, elements, largest = meter.seen.get(key, (0, 0, 0))
         total = sum(numel for *_, numel in entries)
         for who, tensor, numel in entries:
-            reads = (elements, largest) if who == key else (0, 0)
-            parts = _common(meter.parts.get(who, []))
-            counts = (round(count / samples) for count in (macs * numel / total, *reads))
-            usage[who, tensor] = _Usage(*counts, input_parts=parts)
+            share = round(macs * numel / total / samples)
+            if who == key:
+                parts = _common(meter.parts[who])
+                usage[who, tensor] = _Usage(share, round(elements / samples), round(largest / samples), parts)
+            else:
+                usage[who, tensor] = _Usage(share)
     return usage
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mpsearch.errors import UsageError
 from mpsearch.types import Format
 
-CANDIDATES = (8, 6, 6)  # scales a round: the first over all, each later one around the best of the round before
+CANDIDATES = (8, 8, 8)  # scales a round: the first over all, each later one around the best of the round before
 BLOCK = 1 << 20  # products of weights and candidate scales at a time: what they need stays in the cache
 
 
