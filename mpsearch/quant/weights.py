@@ -33,7 +33,7 @@ class QuantizedWeight:
         """The weight that the quantized generator computes with."""
         if self.scale is None:
             return self.codes.to(self.dtype)
-        return (self.codes.to(self.scale.dtype) * self.scale).to(self.dtype)
+        return self.codes.to(self.scale.dtype).mul_(self.scale).to(self.dtype)
 
 
 def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeight:
