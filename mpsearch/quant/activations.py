@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -54,14 +54,18 @@ def quantize_activation(x: Tensor, grid: ActivationRange) -> Tensor:
 
 def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
     """``quantize_activation(x, grid) − x`` on every grid in float32, ``(grids, elements of x)``."""
-
-    def column(values: Iterable[float]) -> Tensor:
-        return torch.from_numpy(np.array(list(values), np.float32)[:, None]).to(x.device)
-
-    flat, scale = x.detach().float().reshape(1, -1), column(grid.scale for grid in grids)
-    low, high = column(-grid.zero_point for grid in grids), column(grid.top - grid.zero_point for grid in grids)
-    codes = torch.mul(flat, 1 / scale).round_()
+    flat = x.detach().float().reshape(1, -1)
+    scale, inverse, low, high = _columns(tuple(grids), x.device)
+    codes = torch.mul(flat, inverse).round_()
     return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(flat)
+
+
+@lru_cache(maxsize=4096)  # a layer is read hundreds of times on the same grids
+def _columns(grids: tuple[ActivationRange, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Scale, its inverse, lowest and highest code of every grid, ``(grids, 1)`` each."""
+    rows = [(grid.scale, 1 / np.float32(grid.scale), -grid.zero_point, grid.top - grid.zero_point) for grid in grids]
+    values = torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4, 1)).to(device)
+    return values.unbind(1)
 
 
 @dataclass(frozen=True)

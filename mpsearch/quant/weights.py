@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,21 +66,30 @@ def quantize_weight(weight: Tensor, format: Format, axis: int) -> QuantizedWeigh
 def _fit(rows: Tensor, top: int) -> Tensor:
     """``(channels, n)`` → ``(channels, 1)`` scales of least squared error."""
     peak = rows.abs().amax(1, keepdim=True)
-    largest = torch.where(peak > 0, peak / top, torch.ones_like(peak))
-    # Heavy-tailed channels at 2 or 3 bits clip at a tenth of their peak; 8 bits gain nothing below a third.
-    lowest = math.log(0.08 if top <= 3 else 0.3)
-    scales = largest * torch.linspace(0, lowest, CANDIDATES[0]).exp().to(rows.device)
+    largest = torch.where(peak > 0, peak / top, 1.0)
+    first, *later = _shares(top, rows.device)
+    scales = largest * first
     scale, error = _best(scales, _errors(rows, scales, top))
-    reach = lowest / (CANDIDATES[0] - 1)  # from one candidate to the next
-    for count in CANDIDATES[1:]:
-        around = torch.linspace(-reach, reach, count + 2)[1:-1].exp().to(rows.device)
+    for around in later:
         scales = torch.minimum(scale * around, largest)
         scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, _errors(rows, scales, top)], 1))
-        reach *= 2 / (count + 1)
     # For given codes the error is a parabola in the scale, and rounding anew only lowers it: no need to compare.
     codes = _codes(rows, scale, top)
     fitted = torch.linalg.vecdot(rows, codes) / torch.linalg.vecdot(codes, codes).clamp_min(1.0)
     return torch.where(fitted[:, None] > 0, torch.minimum(fitted[:, None], largest), scale)
+
+
+@cache
+def _shares(top: int, device: torch.device) -> list[Tensor]:
+    """Candidates of every round: first of the largest scale, then of the best one so far."""
+    # Heavy-tailed channels at 2 or 3 bits clip at a tenth of their peak; 8 bits gain nothing below a third.
+    lowest = math.log(0.08 if top <= 3 else 0.3)
+    reach = lowest / (CANDIDATES[0] - 1)  # from one candidate to the next
+    ends = [np.linspace(0, lowest, CANDIDATES[0])]
+    for count in CANDIDATES[1:]:
+        ends.append(np.linspace(-reach, reach, count + 2)[1:-1])
+        reach *= 2 / (count + 1)
+    return [torch.from_numpy(np.exp(logarithms).astype(np.float32)).to(device) for logarithms in ends]
 
 
 def _codes(rows: Tensor, scale: Tensor, top: int) -> Tensor:
