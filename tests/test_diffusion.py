@@ -169,11 +169,11 @@ def test_activation_ranges_see_every_step_alike():
             return sum(self.layer(x.sign() * k) for k in (1.0, 2.0, 3.0, 4.0))
 
     calibration = Calibration.of([(torch.randn(30_000, 1),) for _ in range(3)])
-    seen = observe(Steps(), calibration, {"layer.weight": ["layer.weight"]})[1]["layer.weight"]
-    assert seen.range(8).high == 4
-    assert seen.range(8).low == -4
-    assert len(seen.values()) <= 2**16
-    shares = [(seen.values().abs() == k).double().mean().item() for k in (1, 2, 3, 4)]
+    seen = observe(Steps(), calibration, {"layer.weight": ["layer.weight"]}, {"layer.weight": ()})[1]["layer.weight"]
+    (span,), (values,) = seen.grid(8).ranges, seen.values()
+    assert (span.low, span.high) == (-4, 4)
+    assert len(values) <= 2**16
+    shares = [(values.abs() == k).double().mean().item() for k in (1, 2, 3, 4)]
     assert shares == pytest.approx([0.25] * 4, abs=0.02)
 
 

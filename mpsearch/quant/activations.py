@@ -139,19 +139,26 @@ class Observed:
         for values in self._parts:
             values.settle()
 
+    def values(self) -> list[Tensor]:
+        """The samples, float32, one tensor a part.
+
+        Raises:
+            UsageError: nothing was read.
+        """
+        if not self._parts[0].kept:
+            raise UsageError(f"{self._layer} is never called on these inputs: its activations cannot be quantized")
+        return [torch.cat(part.kept) for part in self._parts]
+
     def grid(self, bits: int) -> InputGrid:
         """The ranges of least squared rounding error of the samples among shrunken copies of the extremes.
 
         Raises:
             UsageError: nothing was read.
         """
-        found = []
-        for values, channels in zip(self._parts, self._channels or (0,), strict=True):
-            if not values.kept:
-                raise UsageError(f"{self._layer} is never called on these inputs: its activations cannot be quantized")
-            fitted = _fit(torch.cat(values.kept), values.low, values.high, bits)
-            found.append(Range(fitted.low, fitted.high, channels))
-        return InputGrid(tuple(found), bits)
+        pairs = zip(self.values(), self._parts, strict=True)
+        fitted = [_fit(values, part.low, part.high, bits) for values, part in pairs]
+        channels = self._channels or (0,)
+        return InputGrid(tuple(Range(r.low, r.high, c) for r, c in zip(fitted, channels, strict=True)), bits)
 
 
 class _Values:
