@@ -310,7 +310,7 @@ def test_the_embedded_generator_has_far_worse_latents_than_random_ones():
     model, batches = sagan(), draw([Normal((64,))], 8, 8, 3)
     bitmap = {layer.name: "w4" for layer in mpsearch.find_layers(model, batches[0])}
     worst = mpsearch.worst_case(model, bitmap, batches, steps=8)
-    assert gaps(model, bitmap, worst, None).mean() > 2 * gaps(model, bitmap, batches, None).mean()
+    assert gaps(model, bitmap, worst, None).mean() > 1.5 * gaps(model, bitmap, batches, None).mean()
 
 
 def test_a_box_is_not_left(translator):
