@@ -47,9 +47,6 @@ def skips():
     return model, [(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
 
 
-EIGHT = BitMap({"joined.weight": "a8", "again.weight": "a8", "head.weight": "a8", "quiet.weight": "a8"})
-
-
 def test_what_an_input_is_joined_from_is_found(skips):
     model, batches = skips
     layers = find_layers(model, batches[0])
@@ -154,3 +151,14 @@ def test_one_range_given_for_the_whole_input_is_kept(skips, tmp_path):
         expected = model(*batches[0])
     with torch.no_grad():
         assert torch.equal(loaded(*batches[0]), expected)
+
+
+def test_ranges_that_make_no_sense_are_one_line():
+    for ranges in ([[-1, 1, 0], [-1, 1, 3]], [[-1, 1]], [[1, 2, 4]], []):
+        payload = {"layers": {"joined.weight": {"format": "w8a8", "act_range": ranges}}}
+        with pytest.raises(mpsearch.MpsearchError, match="not a bit map"):
+            BitMap.from_json(payload)
+    bitmap = BitMap({"joined.weight": "w8a8"}, {"joined.weight": (Range(-1, 1, 4), Range(-1, 1, 5))})
+    model = Skips()
+    with mpsearch.quantized(model, bitmap), pytest.raises(RuntimeError, match="split"):
+        model(torch.zeros(1, 3, 8, 8))

@@ -97,7 +97,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                 if format.kind != "float":
                     make_permanent(module, tensor, _stored_weight(tensors, name, entry, format).dequantized())
                 if format.act_bits:
-                    ends = zip(tensors[name + RANGE].tolist(), entry["input_parts"] or [0], strict=True)
+                    ends = zip(tensors[name + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
                     ranges = tuple(Range(low, high, channels) for (low, high), channels in ends)
                     map_input(module, InputGrid(ranges, format.act_bits))
     except Exception as error:  # whatever a foreign header or another architecture makes torch say

@@ -132,9 +132,8 @@ class ChannelProjection:
         for layer in self.subject.layers:
             own = np.zeros((layer.channels, len(kinds)))
             if (grad := pullback.weights[layer.name]) is not None:
-                own = (
-                    torch.bmm(rows(layer, grad.float())[:, None], self._errors[layer.name])[:, 0].double().cpu().numpy()
-                )
+                sums = torch.bmm(rows(layer, grad.float())[:, None], self._errors[layer.name])[:, 0]
+                own = sums.double().cpu().numpy()
             parts.append(own)
         of_inputs = _of_inputs(pullback, list(self._errors), self.columns, power=1)
         whole = _columns(np.stack([own.sum(0) for own in parts]), of_inputs, self.columns)

@@ -127,6 +127,8 @@ def _ranges(name: str, entry: list[Any]) -> Ranges:
     if not isinstance(entry[0], list):
         low, high = map(float, entry)
         return (_range(name, low, high),)
+    if any(channels < 1 for *_, channels in entry):
+        raise ValueError(f"{name} has an activation range for {min(c for *_, c in entry)} channels")
     return tuple(_range(name, float(low), float(high), int(channels)) for low, high, channels in entry)
 
 
