@@ -74,7 +74,7 @@ def find_layers(
                 state_keys=site.keys,
                 aliases=site.names[1:],
                 largest_input=max((use.largest_input for use in uses), default=0),
-                input_parts=_common([use.input_parts for use in uses if use.act_elements]),
+                input_parts=_input_parts(uses),
             )
         )
     layers = Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
@@ -155,7 +155,7 @@ def input_parts(model: nn.Module, batch: Sequence[Any], names: Iterable[str]) ->
     sites = [site for site in find_sites(model) if names & set(site.names)]
     usage = _measure(model, batch, sites)
     return {
-        name: _common([usage[id(module), tensor].input_parts for module, tensor in site.owners])
+        name: _input_parts([usage[id(module), tensor] for module, tensor in site.owners])
         for site in sites
         for name in names & set(site.names)
     }
@@ -221,6 +221,10 @@ def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[
             else:
                 usage[who, tensor] = _Usage(share)
     return usage
+
+
+def _input_parts(uses: Sequence[_Usage]) -> tuple[int, ...]:
+    return _common([use.input_parts for use in uses if use.act_elements])
 
 
 def _common(divisions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
