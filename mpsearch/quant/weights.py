@@ -14,7 +14,7 @@ from mpsearch.errors import UsageError
 from mpsearch.types import Format
 
 CANDIDATES = (8, 8, 8)  # scales a round: the first over all, each later one around the best of the round before
-BLOCK = 1 << 20  # products of weights and candidate scales at a time: what they need stays in the cache
+BLOCK = 1 << 18  # products of weights and candidate scales at a time; larger ones are memory fresh from the system
 
 
 @dataclass(frozen=True, eq=False)
