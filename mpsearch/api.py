@@ -94,6 +94,7 @@ def allocate(
     pin: Pins | None = None,
     floor: Floors | None = None,
     together: Together | None = None,
+    channel_ranges: Iterable[str] = (),
     latency: str | Path | Latency | None = None,
 ) -> Solution:
     """Find the best format for every layer under the budgets. ``model`` is left bit for bit as it was.
@@ -114,6 +115,7 @@ def allocate(
         pin: glob → the one format of the layers that it matches, such as ``{"to_rgb*": "w8"}``.
         floor: glob → the fewest weight bits of the layers that it matches.
         together: lists of globs; the layers that one list matches share one format.
+        channel_ranges: globs of layers whose input has an activation range for each of its channels.
         latency: measured milliseconds of every layer and format, a CSV or JSON file (:meth:`mpsearch.Latency.read`).
 
     Raises:
@@ -129,7 +131,7 @@ def allocate(
     check_groups(groups)
     costs = cost_models(latency)
     choices, limits = parse_formats(formats), parse_budgets(budgets, costs)
-    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together}
+    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together, "channel_ranges": channel_ranges}
     subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
     check_budgets(subject.layers, choices, limits, costs)
     if isinstance(estimator, str):
@@ -207,6 +209,7 @@ def make_subject(
     pin: Pins | None = None,
     floor: Floors | None = None,
     together: Together | None = None,
+    channel_ranges: Iterable[str] = (),
 ) -> Subject:
     """Check the inputs and the generator, find the layers, and put everything on one device."""
     if not isinstance(model, nn.Module):
@@ -215,7 +218,7 @@ def make_subject(
         raise UsageError(f"the seed is {seed!r}: expected an integer from 0 to {2**32 - 1}")
     calibration = Calibration.of(batches, device_of(model), seed)
     if layers is None:
-        layers = find_layers(model, calibration.batches[0], include, exclude, pin, floor, together)
+        layers = find_layers(model, calibration.batches[0], include, exclude, pin, floor, together, channel_ranges)
     return Subject(model, layers, calibration, memo, progress)
 
 
@@ -433,6 +436,7 @@ def export(
     bank = WeightBank(model)
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), calibration, bank)
     bitmap = BitMap({layer.name: FLOAT for layer in layers} | dict(bitmap), bitmap.ranges)
+    layers = _ranged(layers, bitmap)
     files: dict[str, Path] = {}
     for exporter in exporters:
         files |= exporter(model, layers, bitmap, bank, Path(out))
@@ -441,3 +445,11 @@ def export(
         if (written := payload_bytes(files["packed"])) != predicted:
             raise ModelError(f"the packed file holds {written} bytes, predicted were {predicted}")
     return files
+
+
+def _ranged(layers: Layers, bitmap: BitMap) -> Layers:
+    """The layers with as many activation ranges as the map has for them."""
+    parts = {name: tuple(span.channels for span in spans) for name, spans in bitmap.ranges.items() if len(spans) > 1}
+    return replace(
+        layers, items=tuple(replace(own, input_parts=parts.get(own.name, own.input_parts)) for own in layers)
+    )

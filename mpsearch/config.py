@@ -66,13 +66,15 @@ class SamplesConfig(_Strict):
 
 
 class LayersConfig(_Strict):
-    """Globs of layer names: what to search, what is settled (a format, the fewest bits), what shares one format."""
+    """Globs of layer names: what to search, what is settled (a format, the fewest bits), what shares one
+    format, whose inputs have a range for each channel."""
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     pin: dict[str, str] = {}
     floor: dict[str, float] = {}
     together: tuple[tuple[str, ...], ...] = ()
+    channel_ranges: tuple[str, ...] = ()
 
 
 class MethodConfig(_Strict):

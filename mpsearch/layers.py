@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from mpsearch.model import (
     effective_weight,
     evaluating,
     forward,
+    input_axis,
+    input_channels,
     input_tensors,
     state_keys,
     weight_names,
@@ -37,6 +38,7 @@ def find_layers(
     pin: Pins | None = None,
     floor: Floors | None = None,
     together: Together | None = None,
+    channel_ranges: Iterable[str] = (),
 ) -> Layers:
     """Every tensor called ``weight`` or ``*_weight`` with two dimensions or more, in module order.
 
@@ -49,6 +51,8 @@ def find_layers(
         pin: glob → the one format of the layers that it matches.
         floor: glob → the fewest weight bits of the layers that it matches.
         together: lists of globs; the layers that one list matches share one format.
+        channel_ranges: globs of layers whose input has an activation range for each of its channels; linear layers and
+            convolutions can.
 
     Raises:
         UsageError: a glob matches no layer (the closest name is given), nothing is left, or rules contradict.
@@ -57,6 +61,7 @@ def find_layers(
     batch = (batch,) if isinstance(batch, Tensor) else batch
     sites = find_sites(model)
     chosen = _select(sites, _globs(include), _globs(exclude))
+    single = _matched(sites, _globs(channel_ranges))
     usage = _measure(model, batch, sites)
     sizes = _storage(model.state_dict(keep_vars=True))
     items = []
@@ -74,7 +79,7 @@ def find_layers(
                 state_keys=site.keys,
                 aliases=site.names[1:],
                 largest_input=max((use.largest_input for use in uses), default=0),
-                input_parts=_input_parts(uses),
+                input_parts=(_single_channels(site) if site in single else ()) or _input_parts(uses),
             )
         )
     layers = Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
@@ -100,6 +105,11 @@ class Site:
     weight: Tensor
     axis: int
     keys: tuple[str, ...]
+
+    @property
+    def input_axis(self) -> int:
+        """Axis of the channels of what the owners read."""
+        return input_axis(self.owners[0][0]) or 1
 
 
 @dataclass
@@ -166,17 +176,18 @@ def _globs(patterns: Iterable[str]) -> tuple[str, ...]:
 
 
 def _select(sites: list[Site], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[Site]:
-    names = [name for site in sites for name in site.names]
-    for pattern in (*include, *exclude):
-        matching(pattern, names)
-
-    def hit(site: Site, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in site.names for pattern in patterns)
-
-    chosen = [site for site in sites if hit(site, include) and not hit(site, exclude)]
+    kept, left = _matched(sites, include), _matched(sites, exclude)
+    chosen = [site for site in sites if site in kept and site not in left]
     if not chosen:
         raise UsageError(f"include {list(include)} and exclude {list(exclude)} leave no layer of {len(sites)}")
     return chosen
+
+
+def _matched(sites: list[Site], patterns: tuple[str, ...]) -> set[Site]:
+    """Those with a name that one of the patterns matches; each pattern must match one."""
+    names = [name for site in sites for name in site.names]
+    hits = set[str]().union(*(matching(pattern, names) for pattern in patterns))
+    return {site for site in sites if hits & set(site.names)}
 
 
 def _storage(state: dict[str, Any]) -> dict[str, int]:
@@ -225,6 +236,12 @@ def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[
 
 def _input_parts(uses: Sequence[_Usage]) -> tuple[int, ...]:
     return _common([use.input_parts for use in uses if use.act_elements])
+
+
+def _single_channels(site: Site) -> tuple[int, ...]:
+    """A range for each channel, if it is known where the owners have theirs."""
+    counts = {(input_axis(module), input_channels(module)) for module, _ in site.owners}
+    return (1,) * next(iter(counts))[1] if len(counts) == 1 else ()
 
 
 def _common(divisions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

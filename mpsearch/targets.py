@@ -63,6 +63,7 @@ def smallest(
     pin: Pins | None = None,
     floor: Floors | None = None,
     together: Together | None = None,
+    channel_ranges: Iterable[str] = (),
     latency: str | Path | Latency | None = None,
 ) -> Solution:
     """Find the map of least cost whose pictures are good enough. ``model`` is left bit for bit as it was.
@@ -93,7 +94,7 @@ def smallest(
     choices, limits = parse_formats(formats), _budgets(budgets, costs)
     goal = parse(target)
     check_cost(cost, costs)
-    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together}
+    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together, "channel_ranges": channel_ranges}
     subject = api.make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
     check_budgets(subject.layers, choices, limits, costs)
     judge = judge_of(goal, subject, features, reference)

@@ -13,7 +13,7 @@ from mpsearch.api import make_subject
 from mpsearch.cost import Size
 from mpsearch.export import load_packed, payload_bytes, read_map
 from mpsearch.layers import find_layers, input_parts
-from mpsearch.quant import ActivationRange, InputGrid, input_errors, quantize_activation
+from mpsearch.quant import InputGrid, input_errors
 from mpsearch.sensitivity import OnePass, Perturbation
 from mpsearch.types import Range, parse_formats
 
@@ -80,8 +80,8 @@ def test_a_grid_for_every_tensor_rounds_each_by_itself():
     for grid in grids:
         expected = torch.cat(
             [
-                quantize_activation(x[:, :2], ActivationRange(-1.0, 2.0, grid.bits)),
-                quantize_activation(x[:, 2:], ActivationRange(-0.1, 0.2, grid.bits)),
+                InputGrid((Range(-1.0, 2.0),), grid.bits)(x[:, :2]),
+                InputGrid((Range(-0.1, 0.2),), grid.bits)(x[:, 2:]),
             ],
             dim=1,
         )
@@ -160,5 +160,5 @@ def test_ranges_that_make_no_sense_are_one_line():
             BitMap.from_json(payload)
     bitmap = BitMap({"joined.weight": "w8a8"}, {"joined.weight": (Range(-1, 1, 4), Range(-1, 1, 5))})
     model = Skips()
-    with mpsearch.quantized(model, bitmap), pytest.raises(RuntimeError, match="split"):
+    with mpsearch.quantized(model, bitmap), pytest.raises(mpsearch.UsageError, match="for 9 channels, the input 10"):
         model(torch.zeros(1, 3, 8, 8))

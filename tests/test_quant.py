@@ -8,10 +8,9 @@ from mpsearch import BitMap, Format, UsageError, quantized
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.model import evaluating, owner
 from mpsearch.quant import (
-    ActivationRange,
-    activation_errors,
+    InputGrid,
+    input_errors,
     observe,
-    quantize_activation,
     quantize_weight,
 )
 from mpsearch.quant.bank import WeightBank
@@ -88,38 +87,39 @@ def test_zero_channels_and_float16():
 
 @given(st.floats(-10, 0), st.floats(0, 10), st.sampled_from([4, 6, 8]))
 def test_activation_grids_hold_zero_and_their_own_points(low, high, bits):
-    grid = ActivationRange(low, high, bits)
+    grid = InputGrid((Range(low, high),), bits)
     x = torch.linspace(-12, 12, 101)
-    once = quantize_activation(x, grid)
+    once = grid(x)
     assert len(once.unique()) <= 2**bits
-    assert quantize_activation(torch.zeros(1), grid).item() == 0
-    torch.testing.assert_close(quantize_activation(once, grid), once, rtol=1e-5, atol=1e-6)
+    assert grid(torch.zeros(1)).item() == 0
+    torch.testing.assert_close(grid(once), once, rtol=1e-5, atol=1e-6)
 
 
 def test_errors_on_many_grids_are_those_of_one_grid_each():
     x = draw((3, 40, 5), tail=2.0)
-    grids = [ActivationRange(low, high, bits) for low, high, bits in ((-2.0, 5.0, 4), (0.0, 3.0, 8), (-1.0, 0.0, 6))]
-    expected = torch.stack([(quantize_activation(x, grid) - x).flatten() for grid in grids])
-    torch.testing.assert_close(activation_errors(x, grids), expected, rtol=0, atol=1e-6)
+    grids = [InputGrid((Range(*ends),), bits) for *ends, bits in ((-2.0, 5.0, 4), (0.0, 3.0, 8), (-1.0, 0.0, 6))]
+    expected = torch.stack([(grid(x) - x).flatten() for grid in grids])
+    torch.testing.assert_close(input_errors(x, grids), expected, rtol=0, atol=1e-6)
 
 
 def test_activation_ranges_minimise_the_rounding_error(deconv):
     model, batches = deconv
     calibration = Calibration.of(batches)
     _, seen = observe(model, calibration, {"main.3.weight": ("main.3.weight",)}, {"main.3.weight": ()})
-    four, eight = (seen["main.3.weight"].grid(bits).parts[0] for bits in (4, 8))
+    grids = {bits: seen["main.3.weight"].grid(bits) for bits in (4, 8)}
+    (four,), (eight,) = (grids[bits].ranges for bits in (4, 8))
     read = []
     hook = model.main[3].register_forward_pre_hook(lambda m, args: read.append(args[0].flatten()))
     outputs(model, calibration)
     hook.remove()
     values = torch.cat(read)
-    full = ActivationRange(0.0, values.max().item(), 4)
+    full = InputGrid((Range(0.0, values.max().item()),), 4)
 
     def error(grid):
-        return (quantize_activation(values, grid) - values).square().mean()
+        return (grid(values) - values).square().mean()
 
     assert four.low == 0.0, "after ReLU nothing is negative"
-    assert error(four) <= error(full)
+    assert error(grids[4]) <= error(full)
     assert four.high <= eight.high <= values.max().item() * (1 + 1e-6)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
 from mpsearch.export.packing import pack, pack_unsigned, unpack, unpack_unsigned
-from mpsearch.model import copy_of, make_permanent, map_input, one_line, owner
+from mpsearch.model import copy_of, input_axis, make_permanent, map_input, one_line, owner
 from mpsearch.quant import InputGrid, QuantizedWeight, WeightBank
 from mpsearch.types import BitMap, Format, Layer, Layers, Range
 
@@ -99,7 +99,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                 if format.act_bits:
                     ends = zip(tensors[name + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
                     ranges = tuple(Range(low, high, channels) for (low, high), channels in ends)
-                    map_input(module, InputGrid(ranges, format.act_bits))
+                    map_input(module, InputGrid(ranges, format.act_bits, input_axis(module) or 1))
     except Exception as error:  # whatever a foreign header or another architecture makes torch say
         raise ArtifactError(f"{path} does not fit the model: {one_line(error)}") from None
     return model.eval()

@@ -67,7 +67,7 @@ def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
                 module = _split_layer(module, format.channel_bits, name)
                 twin = _replaced(twin, path, module.to(device_of(twin)))
             if format.act_bits:
-                map_input(module, InputGrid(bitmap.ranges[name], format.act_bits))
+                map_input(module, InputGrid(bitmap.ranges[name], format.act_bits, bank.site(name).input_axis))
     return twin
 
 

@@ -4,7 +4,7 @@ Nothing here leaves a trace: flags, parameters, buffers, attributes, hooks and r
 error.
 """
 
-from mpsearch.model.joins import Joins
+from mpsearch.model.joins import Joins, input_axis, input_channels
 from mpsearch.model.reading import input_tensors, inputs_mapped, map_input
 from mpsearch.model.reuse import Reuse
 from mpsearch.model.running import device_of, evaluating, first_tensor, forward, one_line
@@ -29,6 +29,8 @@ __all__ = [
     "evaluating",
     "first_tensor",
     "forward",
+    "input_axis",
+    "input_channels",
     "input_tensors",
     "inputs_mapped",
     "make_permanent",

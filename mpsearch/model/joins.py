@@ -21,6 +21,17 @@ SPATIAL: dict[type[nn.Module], int] = {
 }
 
 
+def input_axis(module: nn.Module) -> int | None:
+    """Axis of the channels of what ``module`` reads, counted from the last; None where that is not known."""
+    return next((-1 - spatial for kind, spatial in SPATIAL.items() if isinstance(module, kind)), None)
+
+
+def input_channels(module: nn.Module) -> int:
+    """How many channels ``module`` reads; 0 where that is not known."""
+    known = input_axis(module) is not None
+    return int(getattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels")) if known else 0
+
+
 class Joins(TorchFunctionMode):
     """Notes, within the context, every tensor that is concatenated from others along its channels."""
 
@@ -39,8 +50,8 @@ class Joins(TorchFunctionMode):
 
         Only where the second dimension holds the channels: in convolutions of batches, and linear layers of vectors.
         """
-        spatial = next((count for kind, count in SPATIAL.items() if isinstance(module, kind)), None)
-        return self._channels.get(x, ()) if spatial is not None and x.ndim == spatial + 2 else ()
+        axis = input_axis(module)
+        return self._channels.get(x, ()) if axis is not None and axis % x.ndim == 1 else ()
 
     def _note(self, output: Tensor, tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None, **_: Any) -> None:
         dim = dim if axis is None else axis

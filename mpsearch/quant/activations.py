@@ -1,138 +1,134 @@
-"""Static affine activations per tensor, their range fitted on calibration inputs."""
+"""Static affine activations, their ranges fitted on calibration inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, output
 from mpsearch.errors import UsageError
-from mpsearch.model import inputs_mapped
+from mpsearch.model import input_axis, inputs_mapped, owner
 from mpsearch.types import Range, Ranges
 
 SAMPLES = 2**16  # values kept a layer; range error falls with their square root and is below 1 % here
 GRID = 8  # candidate ranges of each of two rounds, the second around the best of the first
 
 
-@dataclass(frozen=True)
-class ActivationRange:
-    """Unsigned integers of ``bits`` bits over ``low … high``; zero is always exact.
-
-    Attributes:
-        low: at most 0.
-        high: at least 0.
-    """
-
-    low: float
-    high: float
-    bits: int
-
-    @property
-    def top(self) -> int:
-        """Largest code."""
-        return (1 << self.bits) - 1
-
-    @property
-    def scale(self) -> float:
-        return max((self.high - self.low) / self.top, 1e-12)
-
-    @property
-    def zero_point(self) -> int:
-        return min(max(round(-self.low / self.scale), 0), self.top)
-
-
-def quantize_activation(x: Tensor, grid: ActivationRange) -> Tensor:
-    """Round ``x`` to the grid; any shape, same dtype."""
-    rounded = torch.fake_quantize_per_tensor_affine(x.float(), grid.scale, grid.zero_point, 0, grid.top)
-    return rounded.to(x.dtype)
-
-
-def activation_errors(x: Tensor, grids: Sequence[ActivationRange]) -> Tensor:
-    """``quantize_activation(x, grid) − x`` on every grid in float32, ``(grids, elements of x)``."""
-    flat = x.detach().float().reshape(1, -1)
-    scale, inverse, low, high = _columns(tuple(grids), x.device)
-    codes = torch.mul(flat, inverse).round_()
-    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(flat)
-
-
-@lru_cache(maxsize=4096)  # a layer is read hundreds of times on the same grids
-def _columns(grids: tuple[ActivationRange, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Scale, its inverse, lowest and highest code of every grid, ``(grids, 1)`` each."""
-    rows = [(grid.scale, 1 / np.float32(grid.scale), -grid.zero_point, grid.top - grid.zero_point) for grid in grids]
-    values = torch.from_numpy(np.array(rows, np.float32).reshape(-1, 4, 1)).to(device)
-    return values.unbind(1)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputGrid:
-    """How a layer's input is rounded: on one grid, or on one for each tensor of the concatenation that it reads.
+    """How a layer's input is rounded: unsigned integers over a range, in which zero is always exact.
 
     Tensors that meet in a skip connection seldom have one range (Q-Diffusion, Li et al., ICCV 2023); a runtime rounds
     each before it joins them.
+
+    Attributes:
+        ranges: one for the whole input, or for so many channels each, in their order: those of every tensor that it is
+            joined from, or single ones.
+        bits: of the codes.
+        axis: of the channels.
     """
 
     ranges: Ranges
     bits: int
+    axis: int = 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x`` rounded; any shape, or ``(N, channels, …)`` for a concatenation; same dtype."""
-        pieces = zip(divided(x, self._channels), self.parts, strict=True)
-        return joined([quantize_activation(piece, grid) for piece, grid in pieces], dim=1)
+        """``x`` rounded, same shape and dtype; gradients pass straight through where nothing is clipped."""
+        scale, zero_point = self._steps
+        values, top = x.float(), _top(self.bits)
+        if len(self.ranges) == 1:
+            rounded = torch.fake_quantize_per_tensor_affine(values, scale.item(), int(zero_point), 0, top)
+        elif len(scale) != x.shape[self.axis]:
+            raise UsageError(f"the map has activation ranges for {len(scale)} channels, the input {x.shape[self.axis]}")
+        else:
+            steps = scale.float().to(x.device), zero_point.int().to(x.device)
+            rounded = torch.fake_quantize_per_channel_affine(values, *steps, self.axis % x.ndim, 0, top)
+        return rounded.to(x.dtype)
 
     @cached_property
-    def parts(self) -> tuple[ActivationRange, ...]:
-        return tuple(ActivationRange(low, high, self.bits) for low, high, _ in self.ranges)
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, one a channel or one for all."""
+        ends = torch.tensor([(low, high) for low, high, _ in self.ranges], dtype=torch.float64)
+        if len(self.ranges) > 1:
+            ends = ends.repeat_interleave(torch.tensor([channels for *_, channels in self.ranges]), dim=0)
+        return _steps(ends[:, 0], ends[:, 1], self.bits)
 
-    @property
-    def _channels(self) -> tuple[int, ...]:
-        return tuple(channels for *_, channels in self.ranges)
+    @cached_property
+    def levels(self) -> Tensor:
+        """:func:`_levels`, ``(4, channels)``, or ``(4, 1)`` where one range holds for all."""
+        return _levels(*self._steps, self.bits)
 
 
 def input_errors(x: Tensor, grids: Sequence[InputGrid]) -> Tensor:
     """``grid(x) − x`` on every grid of one layer in float32, ``(grids, elements of x)``."""
+    values = x.detach().float()
     if not grids:
-        return activation_errors(x, [])
-    found = []
-    for part, piece in enumerate(divided(x, grids[0]._channels)):
-        errors = activation_errors(piece, [grid.parts[part] for grid in grids])
-        found.append(errors.view(len(grids), *piece.shape))
-    return joined(found, dim=2).flatten(1)
+        return values.new_empty(0, values.numel())
+    spread = [1] * x.ndim
+    if len(grids[0].ranges) > 1:
+        spread[grids[0].axis] = x.shape[grids[0].axis]
+    levels = torch.stack([grid.levels for grid in grids], dim=1).to(x.device)
+    return _rounding(values, levels.view(4, len(grids), *spread)).flatten(1)
 
 
-def divided(x: Tensor, channels: Sequence[int]) -> Sequence[Tensor]:
-    """The tensors that ``x`` was joined from; ``x`` itself where it was not."""
-    return torch.split(x, list(channels), dim=1) if len(channels) > 1 else (x,)
+def _top(bits: int) -> int:
+    """Largest code."""
+    return (1 << bits) - 1
 
 
-def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
-    return torch.cat(list(pieces), dim=dim) if len(pieces) > 1 else pieces[0]
+def _steps(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the ranges ``low … high``, float64, in their shape."""
+    scale = ((high - low) / _top(bits)).clamp_min(1e-12)
+    return scale, (-low / scale).round().clamp(0, _top(bits))
+
+
+def _levels(scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Scale, its inverse, lowest and highest code beside zero; float32, ``(4, …)``."""
+    step = scale.float()
+    return torch.stack([step, 1 / step, -zero_point.float(), (_top(bits) - zero_point).float()])
+
+
+def _rounding(x: Tensor, levels: Tensor) -> Tensor:
+    """Rounding error of ``x`` on grids that it broadcasts with."""
+    scale, inverse, low, high = levels
+    codes = torch.mul(x, inverse).round_()
+    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(x)
 
 
 class Observed:
-    """What a layer read: of every tensor that its input is joined from, the extremes and a random sample.
+    """What a layer read: the extremes and a random sample of everything that has a range of its own.
 
     Args:
         layer: its name.
-        channels: of those tensors; () for an input that is not joined.
-        share: values kept of each and a batch.
+        channels: that each range holds for; () = one for all.
+        axis: of the channels.
+        share: values kept a batch, of each tensor that the input is joined from.
         seed: of the samples.
     """
 
-    def __init__(self, layer: str, channels: Sequence[int], share: int, seed: int) -> None:
+    def __init__(self, layer: str, channels: Sequence[int], axis: int, share: int, seed: int) -> None:
         self._layer = layer
         self._channels = tuple(channels)
-        self._parts = [_Values(share, seed) for _ in channels or (0,)]
+        self._axis = axis
+        self._single = bool(channels) and set(channels) == {1}
+        self._parts = [_Values(share, seed) for _ in ((0,) if self._single else channels or (0,))]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Take note of ``x``, and return it unchanged."""
-        for piece, values in zip(divided(x.detach(), self._channels), self._parts, strict=True):
-            values.note(piece)
+        for rows, values in zip(self._rows(x.detach()), self._parts, strict=True):
+            values.note(rows)
         return x
+
+    def _rows(self, x: Tensor) -> list[Tensor]:
+        """``(values, ranges)`` of everything that is kept apart."""
+        if self._single:
+            return [x.movedim(self._axis, -1).reshape(-1, len(self._channels))]
+        pieces = torch.split(x, list(self._channels), dim=self._axis) if self._channels else [x]
+        return [piece.reshape(-1, 1) for piece in pieces]
 
     def settle(self) -> None:
         """A batch is done: a layer that it called many times, as samplers do, keeps no more than others."""
@@ -140,14 +136,15 @@ class Observed:
             values.settle()
 
     def values(self) -> list[Tensor]:
-        """The samples, float32, one tensor a part.
+        """The samples, float32, ``(values, ranges)`` of everything that is kept apart.
 
         Raises:
             UsageError: nothing was read.
         """
         if not self._parts[0].kept:
             raise UsageError(f"{self._layer} is never called on these inputs: its activations cannot be quantized")
-        return [torch.cat(part.kept) for part in self._parts]
+        # A channel has few samples, perhaps none in the tail that a shrunken range clips: its extremes count as well.
+        return [torch.cat([*part.kept, *[part.low[None], part.high[None]] * self._single]) for part in self._parts]
 
     def grid(self, bits: int) -> InputGrid:
         """The ranges of least squared rounding error of the samples among shrunken copies of the extremes.
@@ -156,35 +153,42 @@ class Observed:
             UsageError: nothing was read.
         """
         pairs = zip(self.values(), self._parts, strict=True)
-        fitted = [_fit(values, part.low, part.high, bits) for values, part in pairs]
-        channels = self._channels or (0,)
-        return InputGrid(tuple(Range(r.low, r.high, c) for r, c in zip(fitted, channels, strict=True)), bits)
+        ends = torch.cat([_fit(values, part.low, part.high, bits) for values, part in pairs])
+        counts = self._channels or (0,)
+        return InputGrid(
+            tuple(Range(low, high, count) for (low, high), count in zip(ends.tolist(), counts, strict=True)),
+            bits,
+            self._axis,
+        )
 
 
 class _Values:
+    """Extremes and samples of columns that have a range each."""
+
     def __init__(self, share: int, seed: int) -> None:
-        self.low = 0.0
-        self.high = 0.0
+        self.low = self.high = torch.zeros(1)
         self.kept: list[Tensor] = []
         self._share = share  # values kept a batch
         self._calls: list[Tensor] = []  # what is kept of those of the batch at hand
         self._generator = torch.Generator().manual_seed(seed)
 
-    def note(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
-        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
-        self._calls.append(self._some(x.reshape(-1)).float())
+    def note(self, rows: Tensor) -> None:
+        low, high = torch.aminmax(rows, dim=0)
+        self.low = torch.minimum(self.low.to(rows.device), low.float())
+        self.high = torch.maximum(self.high.to(rows.device), high.float())
+        self._calls.append(self._some(rows).float())
 
     def settle(self) -> None:
         if self._calls:
             self.kept.append(self._some(torch.cat(self._calls)))
         self._calls = []
 
-    def _some(self, values: Tensor) -> Tensor:
-        if len(values) <= self._share:
-            return values
-        spots = torch.randint(len(values), (self._share,), generator=self._generator)
-        return values[spots.to(values.device)]
+    def _some(self, rows: Tensor) -> Tensor:
+        count = max(self._share // rows.shape[1], 1)
+        if len(rows) <= count:
+            return rows
+        spots = torch.randint(len(rows), (count,), generator=self._generator)
+        return rows[spots.to(rows.device)]
 
 
 def observe(
@@ -199,10 +203,11 @@ def observe(
         model: the float generator.
         calibration: the inputs.
         places: layer → every name that its tied copies are read under.
-        parts: layer → channels of the tensors that its input is joined from; () = not joined.
+        parts: layer → the channels that each range of its input holds for; () = one for all.
     """
     share = max(SAMPLES // len(calibration), 1)
-    taps = {name: Observed(name, parts[name], share, calibration.seed) for name in places}
+    axes = {name: input_axis(owner(model, place)[0]) or 1 for name, (place, *_) in places.items()}
+    taps = {name: Observed(name, parts[name], axes[name], share, calibration.seed) for name in places}
     images = []
     with inputs_mapped(model, {place: tap for name, tap in taps.items() for place in places[name]}):
         for batch in range(len(calibration)):
@@ -212,21 +217,20 @@ def observe(
     return images, taps
 
 
-def _fit(values: Tensor, low: float, high: float, bits: int) -> ActivationRange:
+def _fit(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """``(values, ranges)`` and the extremes of each → ``(ranges, 2)``, float32 as the packed file stores them: what is
+    loaded rounds exactly as what was searched."""
     # The two ends shrink together; one-sided data has only one end.
-    def best(shares: Sequence[float]) -> float:
-        grids = [_shrunk(low, high, share, bits) for share in shares]
-        return shares[int(activation_errors(values, grids).square_().sum(1).argmin())]
+    ends = torch.stack([low, high]).double()
 
-    share = best([1 - step / GRID for step in range(GRID)])
-    around = [share + step / GRID**2 for step in range(GRID - 1, -GRID, -1)]
-    return _shrunk(low, high, best([share for share in around if 0 < share <= 1]), bits)
+    def best(shares: Tensor) -> Tensor:
+        """Of the shares of the extremes, ``(candidates, ranges)``, the best of every range."""
+        lows, highs = (ends[:, None] * shares).float().double()
+        levels = _levels(*_steps(lows, highs, bits), bits)
+        errors = _rounding(values, levels[:, :, None]).square_().sum(1)
+        return shares.gather(0, errors.where((shares > 0) & (shares <= 1), torch.inf).argmin(0, keepdim=True))
 
-
-def _shrunk(low: float, high: float, share: float, bits: int) -> ActivationRange:
-    return ActivationRange(_single(low * share), _single(high * share), bits)
-
-
-def _single(value: float) -> float:
-    """Rounded to float32, as the packed file stores it: what is loaded rounds exactly as what was searched."""
-    return float(np.float32(value))
+    shares = 1 - torch.arange(GRID, dtype=torch.float64, device=values.device) / GRID
+    share = best(shares[:, None].expand(-1, len(low)))
+    around = torch.arange(GRID - 1, -GRID, -1, dtype=torch.float64, device=values.device) / GRID**2
+    return (ends * best(share + around[:, None])).float().T

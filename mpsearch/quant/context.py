@@ -68,11 +68,11 @@ def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[dict
     values = {}
     grids = {}
     for layer, format in bitmap.items():
-        places = bank.site(layer).places
+        site = bank.site(layer)
         if format.kind != "float":
             values[layer] = bank.dequantized(layer, format)
-            weights.update(dict.fromkeys(places, values[layer]))
+            weights.update(dict.fromkeys(site.places, values[layer]))
         if format.act_bits:
-            grids.update(dict.fromkeys(places, InputGrid(bitmap.ranges[layer], format.act_bits)))
+            grids.update(dict.fromkeys(site.places, InputGrid(bitmap.ranges[layer], format.act_bits, site.input_axis)))
     with substituted(model, weights), inputs_mapped(model, grids):
         yield values

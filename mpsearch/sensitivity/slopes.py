@@ -112,9 +112,11 @@ def _taps(
 
     def tap(name: str) -> Callable[[Tensor], Tensor]:
         bits = bitmap.get(name, FLOAT).act_bits
+        axis = subject.bank.site(name).input_axis
+        grid = InputGrid(bitmap.ranges[name], bits, axis) if bits else None
 
         def read(x: Tensor) -> Tensor:
-            rounded = InputGrid(bitmap.ranges[name], bits)(x) if bits else x
+            rounded = x if grid is None else grid(x)
             own = rounded.view_as(rounded) if rounded.requires_grad else rounded.detach().requires_grad_()
             with torch.no_grad():
                 others = [x, *(ranges[name, width](x) for width in widths)]

@@ -29,8 +29,8 @@ class Layer:
         state_keys: those entries.
         aliases: further names of the very same tensor (tied weights); they share one format.
         largest_input: input activation elements of the largest single call, for one sample; None = ``act_elements``.
-        input_parts: channels of each tensor that its input is concatenated from; () where it is not. Each has an
-            activation range of its own.
+        input_parts: channels that each activation range of its input holds for: those of every tensor that it is
+            concatenated from, or single ones; () = one range for the whole input.
         pin: the only format that the layer may take.
         floor: the fewest weight bits that it may have.
         group: name of the first of the layers that it shares one format with; None = it has its own.
