@@ -13,7 +13,16 @@ from benchmarks.machine import about
 from mpsearch.report.page import markdown
 
 NAMES = ("demo", "one_pass", "memory", "ilp", "solver", "estimators")
-LONG = ("training", "families", "allocation", "ceiling", "channels", "pairs", "calibration")  # only when named
+LONG = (
+    "training",
+    "families",
+    "recovery",
+    "allocation",
+    "ceiling",
+    "channels",
+    "pairs",
+    "calibration",
+)  # only when named
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 

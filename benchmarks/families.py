@@ -40,7 +40,7 @@ def measure() -> list[dict[str, str]]:
 
 
 def _family(run: Run) -> list[dict[str, str]]:
-    maps = {f"uniform {text}": _uniform(run.layers, Format.parse(text)) for text in ("w8a8", "w4a8")}
+    maps = {f"uniform {text}": uniform(run.layers, Format.parse(text)) for text in ("w8a8", "w4a8")}
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     table = run.sensitivity
@@ -63,7 +63,7 @@ def _family(run: Run) -> list[dict[str, str]]:
                     "map": "float",
                     "bytes": f"{whole:,.0f}",
                     "BOPs": f"{full:.2e}",
-                    "FD": _text(fd.float),
+                    "FD": text(fd.float),
                 }
             )
         rows.append(
@@ -71,8 +71,8 @@ def _family(run: Run) -> list[dict[str, str]]:
                 "map": label,
                 "bytes": f"{size:,.0f} ({size / whole:.1%})",
                 "BOPs": f"{bops:.2e} ({bops / full:.1%})",
-                "PSNR, dB": _text(quality.psnr_db, 1),
-                "FD": _text(fd.quantized),
+                "PSNR, dB": text(quality.psnr_db, 1),
+                "FD": text(fd.quantized),
                 "FD - float": f"{quality.figures['fd'].quantized.value - quality.figures['fd'].float.value:+.3g}",
                 "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
                 "s": f"{seconds[label]:.0f}" if label in seconds else "–",
@@ -81,10 +81,10 @@ def _family(run: Run) -> list[dict[str, str]]:
     return rows
 
 
-def _uniform(layers: Layers, format: Format) -> BitMap:
+def uniform(layers: Layers, format: Format) -> BitMap:
     """One format everywhere; a layer that reads nothing measurable keeps its activations float."""
     return BitMap({layer.name: format if layer.allows(format) else format.weight_only for layer in layers})
 
 
-def _text(found: Interval | None, digits: int = 3) -> str:
+def text(found: Interval | None, digits: int = 3) -> str:
     return "–" if found is None else f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"

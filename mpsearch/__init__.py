@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from mpsearch.api import allocate, estimate, estimate_strata, export, frontier, search
+from mpsearch.api import allocate, estimate, estimate_strata, export, frontier, recover, search
 from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
@@ -49,6 +49,7 @@ __all__ = [
     "load_packed",
     "quantized",
     "read_map",
+    "recover",
     "search",
     "smallest",
     "split",

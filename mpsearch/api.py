@@ -21,9 +21,9 @@ from mpsearch.errors import ModelError, UsageError
 from mpsearch.export import EXPORTERS, payload_bytes
 from mpsearch.layers import find_layers
 from mpsearch.model import device_of
-from mpsearch.protocols import CostModel, Estimator, Solver
-from mpsearch.quant import WeightBank
-from mpsearch.quant.context import with_ranges
+from mpsearch.protocols import CostModel, Estimator, Recoverer, Solver
+from mpsearch.quant import WeightBank, with_ranges
+from mpsearch.recovery import RECOVERERS
 from mpsearch.registry import lookup, make
 from mpsearch.search import (
     SOLVERS,
@@ -416,6 +416,7 @@ def export(
     batches: Iterable[Any],
     kinds: Iterable[str] = ("json", "yaml", "csv", "packed"),
     layers: Layers | None = None,
+    bank: WeightBank | None = None,
 ) -> dict[str, Path]:
     """Write the map and the quantized generator; every file is read back and verified.
 
@@ -426,6 +427,7 @@ def export(
         batches: inputs, to measure layers and any missing activation range.
         kinds: ``json``, ``yaml``, ``csv`` (the map) and ``packed`` (the generator, see :func:`mpsearch.load_packed`).
         layers: those of :func:`find_layers`, when they are known.
+        bank: quantized weights, those of :func:`recover`; by default the nearest ones.
 
     Returns:
         kind → file.
@@ -433,7 +435,7 @@ def export(
     exporters = [lookup("export", EXPORTERS, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
     calibration = Calibration.of(batches, device_of(model))
     layers = layers or find_layers(model, calibration.batches[0])
-    bank = WeightBank(model)
+    bank = bank or WeightBank(model)
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), calibration, bank)
     bitmap = BitMap({layer.name: FLOAT for layer in layers} | dict(bitmap), bitmap.ranges)
     layers = _ranged(layers, bitmap)
@@ -445,6 +447,43 @@ def export(
         if (written := payload_bytes(files["packed"])) != predicted:
             raise ModelError(f"the packed file holds {written} bytes, predicted were {predicted}")
     return files
+
+
+def recover(
+    model: nn.Module,
+    bitmap: Mapping[str, Format | str],
+    batches: Iterable[Any],
+    method: str | Recoverer = "distil",
+    seed: int = 0,
+    progress: Progress = silent,
+    **options: Any,
+) -> WeightBank:
+    """Quantized weights that draw better pictures than the nearest ones, learnt from the float generator alone.
+
+    Args:
+        model: the float generator; left as it was.
+        bitmap: layer name → format; every format, and the bytes of the packed file, stay.
+        batches: inputs to learn from, 2 or more, a few hundred samples; a quarter of them is kept back to judge by.
+        method: a name of :data:`mpsearch.recovery.RECOVERERS`, or an instance of one.
+        seed: of inner noise of the generator, and of the method.
+        progress: called with (what, done, total).
+        options: fields of the method, such as ``steps=1000``.
+
+    Returns:
+        ``bank=`` for :func:`mpsearch.quantized`, :func:`mpsearch.validate` and :func:`export`; the nearest weights
+        where the method found none that are better on what it kept back.
+
+    Example:
+        >>> bank = mpsearch.recover(generator, solution.bitmap, [(z,) for z in latents])
+        >>> with mpsearch.quantized(generator, solution.bitmap, bank=bank) as small:
+        ...     images = small(latents[0])
+    """
+    if isinstance(method, str):
+        (method,) = with_seed([make("recovery", RECOVERERS, method, options)], seed)
+    inputs = Calibration.of(batches, device_of(model), seed)
+    bank = WeightBank(model)
+    whole = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
+    return bank.recovered(whole, method(model, whole, bank, inputs, progress))
 
 
 def _ranged(layers: Layers, bitmap: BitMap) -> Layers:

@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as Sheet
 
-from mpsearch.config import load_config
+from mpsearch import recovery_run
+from mpsearch.config import MethodConfig, RunConfig, load_config, options_of
 from mpsearch.cost import COSTS
 from mpsearch.errors import MpsearchError
 from mpsearch.export import read_map
 from mpsearch.model import one_line
+from mpsearch.recovery import RECOVERERS
+from mpsearch.recovery_run import Recovery, resumed
 from mpsearch.report.page import beside, gains, number
 from mpsearch.report.page import notes as notes_on
 from mpsearch.run import Run
@@ -217,6 +220,26 @@ def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed:
 
 
 @app.command()
+def recover(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    method: Annotated[
+        str | None, typer.Option(help=f"{', '.join(RECOVERERS)}; by default what the config says.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the method, such as steps=1000; may be repeated.")
+    ] = None,
+) -> None:
+    """Train the weights of the found map to draw the pictures of the float generator; formats and bytes stay.
+
+    Example: `mpsearch recover runs/sagan --method distil --option steps=1000`
+    """
+    asked = MethodConfig(name=method or "distil", options=options_of(option or ())) if method or option else None
+    with working(resumed(folder), folder) as work:
+        found = recovery_run.recover(work, asked)
+    show_recovery(found)
+
+
+@app.command()
 def run(
     config: Config = None, out: Out = None, budget: BudgetOption = None, formats: FormatOption = None,
     effort: Effort = None, groups: Groups = None, latency: LatencyFile = None, target: TargetOption = None,
@@ -231,11 +254,22 @@ def run(
         solution, quality = work.solution, work.quality
         work.export()
         report = work.report()
+        recovered = recovery_run.recover(work) if work.config.recover else None
     show_solution(solution)
     show_quality(quality)
+    if recovered:
+        show_recovery(recovered)
     for path in sorted(p for p in report.parent.rglob("*") if p.is_file()):
         if "parts" not in path.relative_to(report.parent).parts:  # what a killed run would go on from
             screen.print(str(path), soft_wrap=True, highlight=False)
+
+
+def show_recovery(found: Recovery) -> None:
+    sheet = Sheet("the same map", "PSNR, dB", "SSIM", "FD", title=f"{found.method}, {found.seconds:.0f} s")
+    for label, quality in (("nearest weights", found.before), ("recovered", found.after)):
+        fd = quality.figures["fd"].quantized
+        sheet.add_row(label, *map(_spread, (quality.psnr_db, quality.ssim, fd)))
+    screen.print(sheet)
 
 
 def show_solution(solution: Solution) -> None:
@@ -291,10 +325,10 @@ def _spread(value: Interval | None) -> str:
 
 
 @contextmanager
-def working(config: Path | None, out: Path | None, **overrides: Any) -> Iterator[Run]:
+def working(config: Path | RunConfig | None, out: Path | None, **overrides: Any) -> Iterator[Run]:
     """A run with progress bars on standard error."""
-    settings = load_config(config, **overrides)
-    folder = out or Path("runs") / (config.stem if config else "sagan")
+    settings = config if isinstance(config, RunConfig) else load_config(config, **overrides)
+    folder = out or Path("runs") / (config.stem if isinstance(config, Path) else "sagan")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

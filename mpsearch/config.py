@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,13 +48,14 @@ class ModelConfig(_Strict):
 
 
 class SamplesConfig(_Strict):
-    """How many inputs: to search on, to compare pairs on, for the distances; and how many of the pairs start an ascent
-    that looks for the worst inputs of the map."""
+    """How many inputs: to search on, to compare pairs on, for the distances; how many of the pairs start an ascent that
+    looks for the worst inputs of the map; and how many a recovery learns from."""
 
     calibration: int = Field(default=64, ge=2)
     heldback: int = Field(default=256, ge=2)
     distances: int = Field(default=2000, ge=2)
     adversarial: int = Field(default=0, ge=0)
+    recovery: int = Field(default=512, ge=2)
     batch: int = Field(default=16, ge=1)
 
     @model_validator(mode="after")
@@ -113,6 +115,7 @@ class RunConfig(_Strict):
     groups: int = Field(default=1, ge=1)
     solver: MethodConfig | None = None
     quality: QualityConfig | None = None
+    recover: MethodConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: str = "auto"
     base: Path = Path()
@@ -180,3 +183,14 @@ def load_config(path: str | Path | None = None, **overrides: Any) -> RunConfig:
         known = f"; known entries: {', '.join(RunConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
         more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
         raise UsageError(f"{path or 'the config'}: {where}: {first['msg']}{known}{more}") from None
+
+
+def options_of(texts: Iterable[str]) -> dict[str, Any]:
+    """``["steps=1000"]`` → ``{"steps": 1000}``, values as in YAML."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"the option {text!r} is not of the form name=value, such as steps=1000")
+        found[name] = yaml.safe_load(value)
+    return found

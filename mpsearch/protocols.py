@@ -13,7 +13,8 @@ if TYPE_CHECKING:  # solvers and cost models must not load torch
 
     from torch import Tensor, nn
 
-    from mpsearch.quant import WeightBank
+    from mpsearch.calibration import Calibration, Progress
+    from mpsearch.quant import Recovered, WeightBank
     from mpsearch.subject import Subject
     from mpsearch.types import BitMap
 
@@ -41,6 +42,18 @@ class FeatureNet(Protocol):
     """Images ``(N, C, H, W)`` to features ``(N, D)`` for a Fréchet or kernel distance."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class Recoverer(Protocol):
+    """What makes the pictures of a map better without changing its formats, learnt from the float generator.
+
+    ``bitmap`` has its ranges, ``bank`` the weights that the recovery starts from, and ``inputs`` are what it may look
+    at. The answer is never worse than the start, on the inputs that the method keeps back to tell.
+    """
+
+    def __call__(
+        self, model: nn.Module, bitmap: BitMap, bank: WeightBank, inputs: Calibration, progress: Progress
+    ) -> Recovered: ...
 
 
 class Exporter(Protocol):

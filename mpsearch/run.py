@@ -55,8 +55,8 @@ from mpsearch.zoo import (
 
 FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
 NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures, "inception": InceptionFeatures}
-# Seeds of the three sets of inputs, far apart so that no two runs' sets meet.
-HELDBACK, DISTANCES, REFERENCE = 1_000_000, 2_000_000, 3_000_000
+# Seeds of the sets of inputs, far apart so that no two runs' sets meet.
+HELDBACK, DISTANCES, REFERENCE, LESSONS = 1_000_000, 2_000_000, 3_000_000, 4_000_000
 PURPOSES: Mapping[int, Purpose] = {
     0: "calibration",
     HELDBACK: "heldback",
@@ -75,7 +75,8 @@ class Run:
         self.progress = progress
         self.note = note  # told origin and licence of what is fetched
         self._refined: dict[tuple[int, int], Batches] = {}  # (count, offset) → inputs that the generator had a say in
-        self.folder = RunFolder(out, {"config": config.model_dump(mode="json", exclude={"base"})})
+        about = {"config": config.model_dump(mode="json", exclude={"base"}), "base": str(config.base)}
+        self.folder = RunFolder(out, about)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -207,6 +208,13 @@ class Run:
         purpose = PURPOSES.get(offset)
         take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
         return draw(self._sources, count, samples.batch, seed + offset, take)
+
+    def lessons(self) -> Batches:
+        """What a recovery learns from: inputs of its own; of a fixed stock, the calibration inputs."""
+        samples = self.config.samples
+        if any(isinstance(source, Stock) for source in self._sources):
+            return self.inputs(samples.calibration, 0)
+        return self.inputs(samples.recovery, LESSONS)
 
     def _calibration(self, count: int, offset: int) -> Calibration:
         return Calibration.of(self.inputs(count, offset), device_of(self.model))
@@ -501,8 +509,8 @@ class Run:
         first = self.subject.calibration.batches[:1]
         return api.export(self.model, chosen, self.folder.path / "export", first, layers=self.layers)
 
-    def report(self) -> Path:
-        """``samples.png`` and ``report.md``."""
+    def report(self, recovered: tuple[str, QualityReport, nn.Module] | None = None) -> Path:
+        """``samples.png`` and ``report.md``; ``recovered`` are a method, its quality and its generator."""
         held = self._calibration(self.config.samples.heldback, HELDBACK)
         few = Calibration(held.batches[: -(-16 // self.config.samples.batch)], self.config.seed)
         blocks = {"full precision": torch.cat(outputs(self.model, few))}
@@ -512,11 +520,13 @@ class Run:
         for label, bitmap in shown.items():
             with applied(self.model, self.subject.with_ranges(bitmap), self.subject.bank):
                 blocks[label] = torch.cat(outputs(self.model, few))
+        if recovered:
+            blocks[f"the same map after {recovered[0]}"] = torch.cat(outputs(recovered[2], few))
         save_grid(self.folder.path / "samples.png", blocks)
         config = self.config
         asked = ([f"least {config.cost} with {config.target}"] if config.target else []) + list(config.budgets)
         title = f"{config.model.name} under {', '.join(asked)}"
-        text = page(title, self.layers, self.sensitivity, self.solution, self.quality)
+        text = page(title, self.layers, self.sensitivity, self.solution, self.quality, recovered and recovered[:2])
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())
         return path

@@ -34,6 +34,7 @@ def validate(
     seed: int = 0,
     progress: Progress = silent,
     keep: Keep = at_once,
+    bank: WeightBank | None = None,
 ) -> QualityReport:
     """Compare the quantized with the float generator on held-back inputs.
 
@@ -47,6 +48,7 @@ def validate(
         seed: of the bootstrap and of inner noise.
         progress: called with (what, done, total).
         keep: where finished batches of images and features are kept, see :class:`mpsearch.store.Parts`.
+        bank: quantized weights, those of :func:`mpsearch.recover`; by default the nearest ones.
 
     Warns:
         UserWarning: fewer samples than feature dimensions, both numbers named; it is in the report too.
@@ -54,7 +56,7 @@ def validate(
     device = device_of(model)
     pairs = Calibration.of(batches, device, seed)
     many = pairs if more is None else Calibration.of(more, device, seed + len(pairs))
-    bank = WeightBank(model)
+    bank = bank or WeightBank(model)
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), pairs, bank)
     before = _images(model, pairs, keep, "float pairs")
     float_features = featurise(model, many, features, progress, "float images", keep)

@@ -61,7 +61,8 @@ class Packed:
                 "state_keys": layer.state_keys,
                 "input_parts": layer.input_parts,
             }
-        tensors |= _unique({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor) and k not in replaced})
+        state = {**model.state_dict(), **bank.tensors}
+        tensors |= _unique({k: v for k, v in state.items() if isinstance(v, Tensor) and k not in replaced})
         path = out / "generator.safetensors"
         # One entry only: safetensors writes several in an order that changes from run to run.
         write_bytes(path, save(tensors, {METADATA: json.dumps({"schema": SCHEMA, "layers": header})}))

@@ -1,18 +1,21 @@
 """Grids, ranges and the context that puts a bit map on a generator."""
 
 from mpsearch.quant.activations import InputGrid, Observed, input_errors, observe
-from mpsearch.quant.bank import WeightBank
-from mpsearch.quant.context import applied, quantized
+from mpsearch.quant.bank import Recovered, WeightBank
+from mpsearch.quant.context import applied, input_grids, quantized, with_ranges
 from mpsearch.quant.weights import QuantizedWeight, quantize_weight
 
 __all__ = [
     "InputGrid",
     "Observed",
     "QuantizedWeight",
+    "Recovered",
     "WeightBank",
     "applied",
     "input_errors",
+    "input_grids",
     "observe",
     "quantize_weight",
     "quantized",
+    "with_ranges",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,19 @@ from mpsearch.errors import UsageError
 from mpsearch.layers import Site, find_sites
 from mpsearch.quant.weights import QuantizedWeight, quantize_weight
 from mpsearch.types import BitMap, Format
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """What a recovery made of a map.
+
+    Attributes:
+        weights: layer → its weight in the stored form, in the format that the map has for it.
+        tensors: name in ``state_dict`` → new value, of parameters that are not quantized (biases, scales of norms).
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    tensors: Mapping[str, Tensor]
 
 
 class WeightBank:
@@ -24,6 +39,14 @@ class WeightBank:
     def __init__(self, model: nn.Module) -> None:
         self._sites = {name: site for site in find_sites(model) for name in site.names}
         self._kept: dict[tuple[str, Format], QuantizedWeight] = {}
+        self.tensors: Mapping[str, Tensor] = {}  # in place of the model's own, see Recovered
+
+    def recovered(self, bitmap: BitMap, found: Recovered) -> WeightBank:
+        """This bank with what a recovery made of the map."""
+        bank = copy.copy(self)
+        bank._kept = self._kept | {(name, bitmap[name].weight_only): weight for name, weight in found.weights.items()}
+        bank.tensors = dict(found.tensors)
+        return bank
 
     def site(self, layer: str) -> Site:
         """Where the layer lives; a name that the model lacks is a ``UsageError`` with the closest one."""
@@ -47,9 +70,9 @@ class WeightBank:
 
     def quantized(self, layer: str, format: Format) -> QuantizedWeight:
         """Codes and scales; activations do not matter here. ``format`` must not keep the weights float."""
-        if format.channel_bits is not None:
-            return self._mixed(layer, format.channel_bits)
         key = (layer, format.weight_only)
+        if format.channel_bits is not None and key not in self._kept:
+            return self._mixed(layer, format.channel_bits)
         if key not in self._kept:
             self._kept[key] = quantize_weight(self.weight(layer), format, self.site(layer).axis)
         return self._kept[key]

@@ -19,7 +19,10 @@ from mpsearch.types import BitMap, Format
 
 @contextmanager
 def quantized(
-    model: nn.Module, bitmap: Mapping[str, Format | str], batches: Iterable[Any] | None = None
+    model: nn.Module,
+    bitmap: Mapping[str, Format | str],
+    batches: Iterable[Any] | None = None,
+    bank: WeightBank | None = None,
 ) -> Iterator[nn.Module]:
     """Run ``model`` as ``bitmap`` says; on leaving, also by an error, it is bit for bit what it was.
 
@@ -27,6 +30,7 @@ def quantized(
         model: any generator. The same object is yielded.
         bitmap: layer name → format; layers that are not named stay float.
         batches: inputs to fit activation ranges on; only needed for a map with activation bits and no ranges.
+        bank: quantized weights, those of :func:`mpsearch.recover`; by default the nearest ones.
 
     Raises:
         UsageError: a name that the model lacks, or activation bits without ranges and without batches.
@@ -36,7 +40,7 @@ def quantized(
         ...     images = small(latents)
     """
     bitmap = bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap)
-    bank = WeightBank(model)
+    bank = bank or WeightBank(model)
     with applied(model, with_ranges(model, bitmap, batches, bank), bank):
         yield model
 
@@ -64,15 +68,18 @@ def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[dict
 
     Yields the weights in place, by layer, those that stay float left out.
     """
-    weights = {}
-    values = {}
-    grids = {}
-    for layer, format in bitmap.items():
-        site = bank.site(layer)
-        if format.kind != "float":
-            values[layer] = bank.dequantized(layer, format)
-            weights.update(dict.fromkeys(site.places, values[layer]))
-        if format.act_bits:
-            grids.update(dict.fromkeys(site.places, InputGrid(bitmap.ranges[layer], format.act_bits, site.input_axis)))
-    with substituted(model, weights), inputs_mapped(model, grids):
+    values = {layer: bank.dequantized(layer, format) for layer, format in bitmap.items() if format.kind != "float"}
+    weights = {place: value for layer, value in values.items() for place in bank.site(layer).places}
+    with substituted(model, {**weights, **bank.tensors}), inputs_mapped(model, input_grids(bitmap, bank)):
         yield values
+
+
+def input_grids(bitmap: BitMap, bank: WeightBank) -> dict[str, InputGrid]:
+    """How the input of every place of a quantized activation is rounded."""
+    found = {}
+    for layer, format in bitmap.items():
+        if format.act_bits:
+            site = bank.site(layer)
+            grid = InputGrid(bitmap.ranges[layer], format.act_bits, site.input_axis)
+            found.update(dict.fromkeys(site.places, grid))
+    return found

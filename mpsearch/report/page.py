@@ -16,7 +16,14 @@ NAMES = {  # of figures, and the factor that they are shown with
 }
 
 
-def page(title: str, layers: Layers, table: Table, solution: Solution, quality: QualityReport) -> str:
+def page(
+    title: str,
+    layers: Layers,
+    table: Table,
+    solution: Solution,
+    quality: QualityReport,
+    recovered: tuple[str, QualityReport] | None = None,
+) -> str:
     """The whole report as Markdown."""
     parts = [
         f"# {title}",
@@ -27,6 +34,7 @@ def page(title: str, layers: Layers, table: Table, solution: Solution, quality: 
         "## Beside the baselines, on calibration inputs\n\n" + _baselines(solution, quality),
         *(["## On inputs that the search did not see\n\n" + _unseen(quality)] if quality.maps else []),
         "## Pictures, on held-back inputs\n\n" + _quality(quality),
+        *(["## Pictures, recovered\n\n" + _recovered(quality, *recovered)] if recovered else []),
         *(["## Pictures, by class or timestep\n\n" + _strata(quality)] if quality.strata else []),
         *(["## Pictures, on the worst inputs\n\n" + _worst(quality)] if quality.worst_mse else []),
         "## Bit map and sensitivity\n\n" + _layers(layers, table, solution),
@@ -205,6 +213,17 @@ def _layers(layers: Layers, table: Table, solution: Solution) -> str:
         )
     head = ["layer", "weights", "MMACs", "format", *(str(format) for format in table.formats)]
     return f"Predicted damage of each layer alone ({table.measure}, {table.source}):\n\n" + markdown(head, rows)
+
+
+def _recovered(before: QualityReport, method: str, after: QualityReport) -> str:
+    rows = [
+        [label, _interval(own.psnr_db, 2), _interval(own.ssim, 4), _interval(own.figures["fd"].quantized, 3)]
+        for label, own in (("nearest weights", before), (f"**{method}**", after))
+    ]
+    return markdown(["the same map", "paired PSNR, dB", "paired SSIM", "FD"], rows) + (
+        f"\n\nThe Fréchet distance of the float generator is {_interval(before.figures['fd'].float, 3)}. The recovery "
+        "learnt from the float generator on other inputs; formats and bytes are those of the map."
+    )
 
 
 def _interval(value: Interval | None, digits: int, scale: float = 1.0) -> str:

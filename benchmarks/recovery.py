@@ -1,0 +1,71 @@
+"""What recovery gives back: the same maps with the nearest weights, after bias correction, and after distilling.
+
+The runs are those of ``configs/`` with 8-bit activations; a recovery learns from the float generator on inputs of its
+own (a fixed stock of images: on the calibration inputs), and every row is measured on inputs that neither it nor the
+search saw. PSNR and Fréchet distance come with 95 % bootstrap intervals; seconds are the recovery's alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.allocation import at_hand
+from benchmarks.families import CONFIGS, FETCHED, FORMATS, ONLY, OWN, text, uniform
+from mpsearch import api, validation
+from mpsearch.config import load_config
+from mpsearch.quant import WeightBank
+from mpsearch.recovery import RECOVERERS
+from mpsearch.run import DISTANCES, HELDBACK, Run
+from mpsearch.types import BitMap, Format, QualityReport
+
+
+def measure() -> list[dict[str, str]]:
+    rows = []
+    for name in ONLY:
+        if name in FETCHED and not at_hand(name):
+            continue
+        config = load_config(CONFIGS / f"{name if name in OWN else f'zoo-{name}'}.yaml", formats=FORMATS)
+        with tempfile.TemporaryDirectory() as folder:
+            for row in _family(Run(config, Path(folder))):
+                rows.append({"generator": name} | row)
+                print(rows[-1], flush=True)
+    return rows
+
+
+def _family(run: Run) -> list[dict[str, str]]:
+    maps = {"uniform w4a8": uniform(run.layers, Format.parse("w4a8"))}
+    solvers = api.with_seed(api.EFFORTS[run.config.effort], run.config.seed)
+    for bits in (4, 3):
+        found = api.search(run.sensitivity, run.layers, [f"bits<={bits}"], solvers, run.subject)
+        maps[f"searched, {bits} bits"] = found.bitmap
+    rows = []
+    for label, bitmap in maps.items():
+        ranged = run.subject.with_ranges(bitmap)
+        for method in ("nearest", *RECOVERERS):
+            start = time.perf_counter()
+            bank = None
+            if method != "nearest":
+                bank = api.recover(run.model, ranged, run.lessons(), method, run.config.seed)
+            seconds = time.perf_counter() - start
+            quality = _quality(run, ranged, bank)
+            fd = quality.figures["fd"]
+            rows.append(
+                {
+                    "map": label,
+                    "weights": method,
+                    "PSNR, dB": text(quality.psnr_db, 1),
+                    "FD": text(fd.quantized),
+                    "FD of float": text(fd.float),
+                    "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
+                    "s": "–" if bank is None else f"{seconds:.0f}",
+                }
+            )
+    return rows
+
+
+def _quality(run: Run, bitmap: BitMap, bank: WeightBank | None) -> QualityReport:
+    samples, seed = run.config.samples, run.config.seed
+    held, many = run.inputs(samples.heldback, HELDBACK), run.inputs(samples.distances, DISTANCES)
+    return validation.validate(run.model, bitmap, held, run.features, run.reference, many, seed, bank=bank)

@@ -1,0 +1,57 @@
+"""How good a recovery is on inputs that it did not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mpsearch.calibration import Calibration, outputs, paired_errors
+from mpsearch.errors import CalibrationError
+from mpsearch.quant import Recovered, WeightBank, applied
+from mpsearch.types import BitMap
+
+KEPT_BACK = 4  # of so many batches, one
+
+
+class Trial:
+    """Divides the inputs into those to learn from and those to judge by, and remembers the best that it was shown.
+
+    Args:
+        model: the float generator.
+        bitmap: the map, with its ranges.
+        bank: the weights that the recovery starts from.
+        inputs: two batches or more.
+
+    Raises:
+        CalibrationError: a single batch, of which nothing can be kept back.
+    """
+
+    def __init__(self, model: nn.Module, bitmap: BitMap, bank: WeightBank, inputs: Calibration) -> None:
+        if len(inputs) < 2:
+            raise CalibrationError("a recovery needs 2 batches of inputs or more, to keep one back: got 1")
+        back = -(-len(inputs) // KEPT_BACK)
+        self.learning = Calibration(inputs.batches[:-back], inputs.seed)
+        self.expected = outputs(model, self.learning)
+        self._model, self._bitmap, self._bank = model, bitmap, bank
+        self._judging = Calibration(inputs.batches[-back:], inputs.seed + len(self.learning))
+        self._images = outputs(model, self._judging)
+        self.best = Recovered({}, {})
+        self.error = self.start = self._error(self.best)
+
+    def show(self, found: Recovered) -> float:
+        """Mean squared error of a recovery on the inputs kept back; the best so far is kept."""
+        if (error := self._error(found)) < self.error:
+            self.best, self.error = found, error
+        return error
+
+    def _error(self, found: Recovered) -> float:
+        with applied(self._model, self._bitmap, self._bank.recovered(self._bitmap, found)):
+            errors = [
+                paired_errors(self._model, self._judging, batch, images) for batch, images in enumerate(self._images)
+            ]
+        return mean(errors)
+
+
+def mean(errors: Sequence[Tensor]) -> float:
+    return sum(float(error.sum()) for error in errors) / sum(len(error) for error in errors)

@@ -1,0 +1,207 @@
+"""Recovery: the map stays, its weights learn to draw what the float generator draws."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import mpsearch
+from mpsearch import ArtifactError, BitMap, CalibrationError, UsageError
+from mpsearch.calibration import Calibration
+from mpsearch.cli import app
+from mpsearch.config import MethodConfig, RunConfig, options_of
+from mpsearch.export import load_packed, payload_bytes
+from mpsearch.quant import WeightBank
+from mpsearch.recovery import RECOVERERS
+from mpsearch.recovery_run import recover, resumed
+from mpsearch.run import Run
+
+
+class Mixed(nn.Module):
+    """A tied layer, a norm, a transposed convolution, an ordinary spectral norm, and a layer without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.up = nn.ConvTranspose2d(8, 6, 4)
+        self.norm = nn.BatchNorm2d(6)
+        self.hidden = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 6, 3, padding=1))
+        self.last = nn.Conv2d(6, 3, 3, padding=1, bias=False)
+
+    def forward(self, z):
+        x = self.second(self.first(z).relu()).relu()
+        x = self.norm(self.up(x[:, :, None, None])).relu()
+        return self.last(self.hidden(x).relu()).tanh()
+
+
+@pytest.fixture
+def mixed():
+    torch.manual_seed(0)
+    model = Mixed()
+    z = [torch.randn(16, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    for batch in z:
+        model(batch)  # statistics of the norm
+    return model.eval(), [(batch,) for batch in z]
+
+
+MAP = {"first.weight": "w3a8", "up.weight": "w[2*3,4*3]", "hidden.weight": "w3", "last.weight": "w4a6"}
+
+
+def error(model, bitmap, batches, bank=None):
+    with torch.no_grad():
+        images = [model(*batch) for batch in batches]
+    with mpsearch.quantized(model, bitmap, batches, bank) as small, torch.no_grad():
+        pairs = zip(batches, images, strict=True)
+        return sum((small(*batch) - image).square().mean().item() for batch, image in pairs)
+
+
+def test_distil_learns_what_unseen_inputs_show_and_leaves_the_model_alone(mixed, snapshot):
+    model, batches = mixed
+    unseen = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(99)),)]
+    shot = snapshot(model)
+    state = torch.get_rng_state()
+    bank = mpsearch.recover(model, MAP, batches, steps=150)
+    shot.check()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert error(model, MAP, unseen, bank) < 0.5 * error(model, MAP, unseen)
+    again = mpsearch.recover(model, MAP, batches, steps=150)
+    assert error(model, MAP, unseen, again) == error(model, MAP, unseen, bank)
+    for name, text in MAP.items():
+        format = mpsearch.Format.parse(text)
+        own = bank.quantized(name, format)
+        widths = torch.tensor(format.channel_bits or (format.bits,))
+        tops = (2 ** (widths - 1) - 1).expand(own.scale.numel()).reshape(own.scale.shape)
+        assert (own.codes.abs() <= tops).all()
+        assert (own.scale > 0).all()
+    assert set(bank.tensors) == {f"{n}.bias" for n in ("first", "second", "up", "norm", "hidden")} | {"norm.weight"}
+
+
+def test_bias_correction_brings_the_means_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    batches = [(torch.rand(64, 16, generator=torch.Generator().manual_seed(seed)),) for seed in range(8)]
+    bitmap = {f"{layer}.weight": "w2" for layer in (0, 2, 4)}
+    bank = mpsearch.recover(model, bitmap, batches, "bias")
+    with torch.no_grad():
+        float_mean = torch.cat([model(*batch) for batch in batches]).mean(0)
+
+    def off(bank):
+        with mpsearch.quantized(model, bitmap, bank=bank) as small, torch.no_grad():
+            return (torch.cat([small(*batch) for batch in batches]).mean(0) - float_mean).abs().max().item()
+
+    assert off(bank) < 0.1 * off(None)
+    assert error(model, bitmap, batches, bank) < 0.7 * error(model, bitmap, batches)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, z):
+        return self.layer(self.layer(z).relu())
+
+
+def test_a_layer_that_runs_twice_gets_one_bias_for_both():
+    torch.manual_seed(0)
+    model = Twice().eval()
+    batches = [(torch.rand(32, 4),) for _ in range(4)]
+    bank = mpsearch.recover(model, {"layer.weight": "w2"}, batches, "bias")
+    assert error(model, {"layer.weight": "w2"}, batches, bank) <= error(model, {"layer.weight": "w2"}, batches)
+
+
+@pytest.mark.parametrize("method", RECOVERERS)
+def test_what_makes_it_worse_is_not_taken(mixed, method):
+    model, batches = mixed
+    options = {"rate": 50.0, "steps": 8} if method == "distil" else {}
+    bank = mpsearch.recover(model, MAP, batches, method, **options)
+    kept_back = batches[-2:]
+    ranges = mpsearch.BitMap(MAP)
+    assert error(model, ranges, kept_back, bank) <= error(model, ranges, kept_back) * (1 + 1e-6)
+    assert mpsearch.recover(model, dict.fromkeys(MAP, "float"), batches, method, **options).tensors.keys() <= {
+        "first.bias"
+    } | {f"{name}.bias" for name in ("up", "hidden")}
+
+
+def test_the_recovered_generator_is_written_in_the_bytes_of_the_map(mixed, tmp_path):
+    model, batches = mixed
+    bank = mpsearch.recover(model, MAP, batches, steps=40)
+    plain = mpsearch.export(model, MAP, tmp_path / "plain", batches)
+    files = mpsearch.export(model, MAP, tmp_path / "recovered", batches, bank=bank)
+    assert payload_bytes(files["packed"]) == payload_bytes(plain["packed"])
+    loaded = load_packed(files["packed"], Mixed())
+    bitmap = mpsearch.read_map(files["json"])
+    with mpsearch.quantized(model, bitmap, bank=bank), torch.no_grad():
+        expected = model(*batches[0])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(*batches[0]), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(load_packed(plain["packed"], Mixed())(*batches[0]), expected, atol=1e-3)
+    after = mpsearch.validate(model, bitmap, batches, bank=bank)
+    assert after.psnr_db.value > mpsearch.validate(model, bitmap, batches).psnr_db.value
+
+
+def test_bad_input_is_one_line(mixed):
+    model, batches = mixed
+    with pytest.raises(CalibrationError, match="2 batches of inputs or more, to keep one back: got 1"):
+        mpsearch.recover(model, MAP, batches[:1])
+    with pytest.raises(UsageError, match="unknown recovery 'adaroundd'"):
+        mpsearch.recover(model, MAP, batches, "adaroundd")
+    with pytest.raises(UsageError, match="distil needs steps and checks of 1 or more and a rate above 0, not 0, 8"):
+        mpsearch.recover(model, MAP, batches, steps=0)
+    with pytest.raises(UsageError, match=r"no layer 'frist\.weight'"):
+        mpsearch.recover(model, {"frist.weight": "w4"}, batches)
+    with pytest.raises(UsageError, match="'steps' is not of the form name=value"):
+        options_of(["steps"])
+    assert options_of(["steps=10", "rate=0.01"]) == {"steps": 10, "rate": 0.01}
+
+
+SMALL = {
+    "samples": {"calibration": 16, "heldback": 8, "distances": 40, "recovery": 32, "batch": 8},
+    "budgets": ("bits<=3",),
+    "effort": "fast",
+    "quality": {"features": "pixels"},
+}
+
+
+def test_a_run_folder_is_recovered_once(tmp_path, monkeypatch):
+    run = Run(RunConfig(**SMALL), tmp_path / "run")
+    before = run.quality
+    out = CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--option", "steps=6", "--option", "checks=1"])
+    assert out.exit_code == 0, out.output
+    assert "recovered" in out.output
+    found = json.loads((tmp_path / "run" / "recovery.json").read_text())
+    assert found["before"]["psnr_db"] == before.psnr_db.value
+    assert found["before"]["fd"] == before.figures["fd"].quantized.value
+    assert found["after"]["psnr_db"] >= found["before"]["psnr_db"] - 0.5
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "## Pictures, recovered" in report
+    assert "**distil**" in report
+    packed = tmp_path / "run" / "recovered" / "generator.safetensors"
+    assert payload_bytes(packed) == run.solution.costs["size"]
+    monkeypatch.setattr("mpsearch.api.recover", None)  # nothing is trained again
+    asked = MethodConfig(name="distil", options={"steps": 6, "checks": 1})
+    again = recover(Run(resumed(tmp_path / "run"), tmp_path / "run"), asked)
+    assert json.loads(json.dumps(again.to_json())).items() <= found.items()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"is no run folder: it has no run\.json"):
+        resumed(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": "mpsearch-run/1", "config": {}}')
+    with pytest.raises(ArtifactError, match="holds no config that can be read"):
+        resumed(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": "mpsearch-run/1", "config": {"effort": "none"}, "base": "."}')
+    with pytest.raises(ArtifactError, match="holds no config that can be read"):
+        resumed(tmp_path)
+
+
+def test_a_map_of_floats_has_nothing_to_learn(mixed):
+    model, batches = mixed
+    bank = WeightBank(model)
+    bitmap = BitMap({"last.weight": "fp16"})
+    found = RECOVERERS["distil"]()(model, bitmap, bank, Calibration.of(batches))
+    assert (found.weights, found.tensors) == ({}, {})
