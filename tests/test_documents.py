@@ -11,6 +11,7 @@ import mpsearch
 from mpsearch.cost import COSTS
 from mpsearch.export import EXPORTERS
 from mpsearch.inputs import REFINERS, SOURCES
+from mpsearch.recovery import RECOVERERS
 from mpsearch.search import SOLVERS
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.zoo import sagan
@@ -31,11 +32,15 @@ def test_the_notebook_runs():
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    latents = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    space = {"generator": sagan(), "latents": latents, "Generator": SAGANGenerator}
-    exec(code.replace('budgets=["bits<=4"]', 'budgets=["bits<=4"], effort="fast"'), space)
+    allocation, recovery = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    latents, *more = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)).split(16)
+    space = {"generator": sagan(), "latents": latents, "more": torch.cat(more), "Generator": SAGANGenerator}
+    exec(allocation.replace('budgets=["bits<=4"]', 'budgets=["bits<=4"], effort="fast"'), space)
     torch.testing.assert_close(space["small"](latents), space["images"])
+    before = space["images"]
+    exec(recovery.replace("more.split(16)]", "more.split(16)], steps=8"), space)
+    float_images = space["generator"](latents)
+    assert (space["images"] - float_images).square().mean() < (before - float_images).square().mean()
 
 
 def test_the_estimator_of_the_guide_works():
@@ -54,11 +59,11 @@ from mpsearch.types import Format, Table
     batches = [(torch.zeros(2, 64),)]
     table = mpsearch.estimate(sagan(), batches, ["w2", "w8"], space["WeightError"]())
     assert (table.values[:, 0] > table.values[:, 1]).all()
-    for name in ("ESTIMATORS", "COSTS", "SOLVERS", "EXPORTERS", "SOURCES", "REFINERS"):
+    for name in ("ESTIMATORS", "COSTS", "SOLVERS", "EXPORTERS", "SOURCES", "REFINERS", "RECOVERERS"):
         assert name in text
 
 
-@pytest.mark.parametrize("registry", [ESTIMATORS, COSTS, SOLVERS, EXPORTERS, SOURCES, REFINERS])
+@pytest.mark.parametrize("registry", [ESTIMATORS, COSTS, SOLVERS, EXPORTERS, SOURCES, REFINERS, RECOVERERS])
 def test_every_method_says_what_it_does(registry):
     for name, method in registry.items():
         kind = method if isinstance(method, type) else type(method)
