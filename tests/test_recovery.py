@@ -80,6 +80,29 @@ def test_distil_learns_what_unseen_inputs_show_and_leaves_the_model_alone(mixed,
     assert set(bank.tensors) == {f"{n}.bias" for n in ("first", "second", "up", "norm", "hidden")} | {"norm.weight"}
 
 
+def test_adaround_takes_one_of_the_two_codes_around_every_weight(mixed, snapshot):
+    model, batches = mixed
+    shot = snapshot(model)
+    bank = mpsearch.recover(model, MAP, batches, "adaround", steps=150)
+    shot.check()
+    unseen = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(99)),)]
+    assert error(model, MAP, unseen, bank) < 0.8 * error(model, MAP, unseen)
+    nearest = WeightBank(model)
+    moved = 0
+    for name in ("up.weight", "hidden.weight", "last.weight"):
+        format = mpsearch.Format.parse(MAP[name])
+        own, other = bank.quantized(name, format), nearest.quantized(name, format)
+        assert torch.equal(own.scale, other.scale)
+        exact = (nearest.weight(name) / own.scale).clamp(other.codes.min(), other.codes.max())
+        assert (own.codes - exact).abs().max() <= 1 + 1e-4
+        moved += (own.codes != other.codes).sum().item()
+    assert moved > 20
+    assert torch.equal(
+        bank.quantized("first.weight", mpsearch.Format.parse("w3")).codes,
+        nearest.quantized("first.weight", mpsearch.Format.parse("w3")).codes,
+    ), "tied layers keep their codes"
+
+
 def test_bias_correction_brings_the_means_back():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -117,7 +140,7 @@ def test_a_layer_that_runs_twice_gets_one_bias_for_both():
 @pytest.mark.parametrize("method", RECOVERERS)
 def test_what_makes_it_worse_is_not_taken(mixed, method):
     model, batches = mixed
-    options = {"rate": 50.0, "steps": 8} if method == "distil" else {}
+    options = {"bias": {}, "distil": {"rate": 50.0, "steps": 8}, "adaround": {"rate": 50.0, "steps": 8}}[method]
     bank = mpsearch.recover(model, MAP, batches, method, **options)
     kept_back = batches[-2:]
     ranges = mpsearch.BitMap(MAP)
@@ -152,6 +175,8 @@ def test_bad_input_is_one_line(mixed):
         mpsearch.recover(model, MAP, batches, "adaroundd")
     with pytest.raises(UsageError, match="distil needs steps and checks of 1 or more and a rate above 0, not 0, 8"):
         mpsearch.recover(model, MAP, batches, steps=0)
+    with pytest.raises(UsageError, match="adaround needs steps and batches of 1 or more, rate and strength above 0"):
+        mpsearch.recover(model, MAP, batches, "adaround", strength=0.0)
     with pytest.raises(UsageError, match=r"no layer 'frist\.weight'"):
         mpsearch.recover(model, {"frist.weight": "w4"}, batches)
     with pytest.raises(UsageError, match="'steps' is not of the form name=value"):

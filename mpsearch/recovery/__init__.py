@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from mpsearch.protocols import Recoverer
+from mpsearch.recovery.adaround import AdaRound
 from mpsearch.recovery.bias import BiasCorrection
 from mpsearch.recovery.distil import Distil
 
-RECOVERERS: Mapping[str, type[Recoverer]] = {"bias": BiasCorrection, "distil": Distil}
+RECOVERERS: Mapping[str, type[Recoverer]] = {"bias": BiasCorrection, "adaround": AdaRound, "distil": Distil}
 
-__all__ = ["RECOVERERS", "BiasCorrection", "Distil"]
+__all__ = ["RECOVERERS", "AdaRound", "BiasCorrection", "Distil"]

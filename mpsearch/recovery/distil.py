@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from mpsearch.calibration import Calibration, Progress, silent
 from mpsearch.errors import UsageError
 from mpsearch.model import evaluating, forward, inputs_mapped, substituted
 from mpsearch.quant import QuantizedWeight, Recovered, WeightBank, input_grids
-from mpsearch.recovery.trial import Trial
+from mpsearch.recovery.trial import Trial, order
 from mpsearch.types import BitMap
 
 SLOWER = 0.02  # a parameter moves by so much of its spread where a weight moves by one of its steps
@@ -59,7 +58,7 @@ class Distil:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         grids, every = input_grids(bitmap, bank), -(-self.steps // self.checks)
         scale = 1 / (trial.start or 1.0)
-        for step, batch in enumerate(_order(len(trial.learning), self.steps, self.seed), start=1):
+        for step, batch in enumerate(order(len(trial.learning), self.steps, self.seed), start=1):
             seed, args = trial.learning.run(batch)
             with evaluating(model), substituted(model, student.tensors()), inputs_mapped(model, grids):
                 images = forward(model, args, seed)
@@ -150,14 +149,3 @@ def _plain(model: nn.Module) -> dict[str, Tensor]:
 
 def _size(values: Tensor) -> float:
     return values.detach().double().square().mean().sqrt().item() or 1.0
-
-
-def _order(count: int, steps: int, seed: int) -> Iterator[int]:
-    """Batches in random order, each as often as the others."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        for batch in torch.randperm(count, generator=generator).tolist():
-            if steps == 0:
-                return
-            steps -= 1
-            yield batch

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, outputs, paired_errors
@@ -55,3 +56,14 @@ class Trial:
 
 def mean(errors: Sequence[Tensor]) -> float:
     return sum(float(error.sum()) for error in errors) / sum(len(error) for error in errors)
+
+
+def order(count: int, steps: int, seed: int) -> Iterator[int]:
+    """Batches in random order, each as often as the others."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for batch in torch.randperm(count, generator=generator).tolist():
+            if steps == 0:
+                return
+            steps -= 1
+            yield batch
