@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from typer.testing import CliRunner
 
@@ -211,6 +212,16 @@ def test_a_run_folder_is_recovered_once(tmp_path, monkeypatch):
     asked = MethodConfig(name="distil", options={"steps": 6, "checks": 1})
     again = recover(Run(resumed(tmp_path / "run"), tmp_path / "run"), asked)
     assert json.loads(json.dumps(again.to_json())).items() <= found.items()
+
+
+def test_a_run_recovers_where_its_config_says_so(tmp_path):
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config | {"recover": {"name": "bias"}}))
+    out = CliRunner().invoke(app, ["run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run")])
+    assert out.exit_code == 0, out.output
+    assert "BiasCorrection" in json.loads((tmp_path / "run" / "recovery.json").read_text())["method"]
+    refused = CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--method", "biass"])
+    assert "unknown recovery 'biass'" in str(refused.exception)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
