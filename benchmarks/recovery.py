@@ -1,4 +1,4 @@
-"""What recovery gives back: the same maps with the nearest weights, after bias correction, and after distilling.
+"""What recovery gives back: the same maps with the nearest weights, and after each method.
 
 The runs are those of ``configs/`` with 8-bit activations; a recovery learns from the float generator on inputs of its
 own (a fixed stock of images: on the calibration inputs), and every row is measured on inputs that neither it nor the
