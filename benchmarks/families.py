@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.allocation import at_hand
@@ -27,13 +28,18 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def measure() -> list[dict[str, str]]:
+    return of_each(_family)
+
+
+def of_each(rows_of: Callable[[Run], list[dict[str, str]]]) -> list[dict[str, str]]:
+    """The rows of every generator that is asked for and at hand."""
     rows = []
     for name in ONLY:
         if name in FETCHED and not at_hand(name):
             continue
         config = load_config(CONFIGS / f"{name if name in OWN else f'zoo-{name}'}.yaml", formats=FORMATS)
         with tempfile.TemporaryDirectory() as folder:
-            for row in _family(Run(config, Path(folder))):
+            for row in rows_of(Run(config, Path(folder))):
                 rows.append({"generator": name} | row)
                 print(rows[-1], flush=True)
     return rows

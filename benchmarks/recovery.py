@@ -7,14 +7,10 @@ search saw. PSNR and Fréchet distance come with 95 % bootstrap intervals; secon
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 
-from benchmarks.allocation import at_hand
-from benchmarks.families import CONFIGS, FETCHED, FORMATS, ONLY, OWN, text, uniform
+from benchmarks.families import of_each, text, uniform
 from mpsearch import api, validation
-from mpsearch.config import load_config
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
 from mpsearch.run import DISTANCES, HELDBACK, Run
@@ -22,16 +18,7 @@ from mpsearch.types import BitMap, Format, QualityReport
 
 
 def measure() -> list[dict[str, str]]:
-    rows = []
-    for name in ONLY:
-        if name in FETCHED and not at_hand(name):
-            continue
-        config = load_config(CONFIGS / f"{name if name in OWN else f'zoo-{name}'}.yaml", formats=FORMATS)
-        with tempfile.TemporaryDirectory() as folder:
-            for row in _family(Run(config, Path(folder))):
-                rows.append({"generator": name} | row)
-                print(rows[-1], flush=True)
-    return rows
+    return of_each(_family)
 
 
 def _family(run: Run) -> list[dict[str, str]]:
