@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from mpsearch import ArtifactError, BitMap, Format, UsageError, export, find_layers, load_packed, quantized
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.export import EXPORTERS, read_map
-from mpsearch.export.packing import pack, unpack
+from mpsearch.quant.stored.packing import pack, unpack
 
 
 @settings(deadline=None)

@@ -59,10 +59,31 @@ def test_units_of_channels_make_a_layer():
 
 
 @pytest.mark.parametrize(
-    "text", ["w[]", "w[9]", "w[2*]", "w[2,,4]", "", "w1", "w9", "w4a5", "4", "int4", "w4 a8", None, 4]
+    "text",
+    [
+        "w[]",
+        "w[9]",
+        "w[2*]",
+        "w[2,,4]",
+        "",
+        "w0",
+        "w9",
+        "w4r",
+        "w4gz",
+        "k8",
+        "k13x3",
+        "p9",
+        "w4r8z",
+        "w4a5",
+        "4",
+        "int4",
+        "w4 a8",
+        None,
+        4,
+    ],
 )
 def test_unknown_formats_are_refused(text):
-    with pytest.raises(UsageError, match=r"unknown format .* use w2"):
+    with pytest.raises(UsageError, match=r"unknown format .* use w1"):
         Format.parse(text)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -17,16 +15,15 @@ from torch import Tensor, nn
 
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
-from mpsearch.export.packing import pack, pack_unsigned, unpack, unpack_unsigned
 from mpsearch.model import copy_of, input_axis, make_permanent, map_input, one_line, owner
 from mpsearch.quant import InputGrid, QuantizedWeight, WeightBank
-from mpsearch.types import BitMap, Format, Layer, Layers, Range
+from mpsearch.quant.stored import form_of, stored_widths
+from mpsearch.types import BitMap, Format, Layers, Range
 
 SCHEMA = "mpsearch-packed/1"
 METADATA = "mpsearch"
-FP16_BITS = 16
-# Endings that no key of state_dict has.
-CODES, SCALE, RANGE, WIDTHS, GROUPS = PARTS = ("#codes", "#scale", "#range", "#widths", "#groups")
+MARK = "#"  # between a layer and a part of it; no key of state_dict has one
+RANGE = "range"
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,10 @@ class Packed:
             if format.act_bits:
                 ends = [(low, high) for low, high, _ in bitmap.ranges[layer.name]]
                 parts = max(1, len(layer.input_parts)) if len(ends) == 1 else 1  # one for all is one for each
-                tensors[layer.name + RANGE] = torch.tensor(ends * parts, dtype=torch.float32)
+                tensors[layer.name + MARK + RANGE] = torch.tensor(ends * parts, dtype=torch.float32)
             if format.kind != "float":
-                tensors |= _weight_tensors(layer, format, bank.quantized(layer.name, format))
+                stored = bank.quantized(layer.name, format).packed()
+                tensors |= {layer.name + MARK + part: value for part, value in stored.items()}
                 replaced |= set(layer.state_keys)
             header[layer.name] = {
                 "format": _stem(format),
@@ -90,7 +88,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
     tensors, header = _read(path)
     model = copy_of(model)
     try:
-        _load_rest(model, {key: value for key, value in tensors.items() if not key.endswith(PARTS)}, header)
+        _load_rest(model, {key: value for key, value in tensors.items() if MARK not in key}, header)
         for name, entry in header.items():
             format = _stored_format(tensors, name, entry)
             for place in entry["places"]:
@@ -98,7 +96,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                 if format.kind != "float":
                     make_permanent(module, tensor, _stored_weight(tensors, name, entry, format).dequantized())
                 if format.act_bits:
-                    ends = zip(tensors[name + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
+                    ends = zip(tensors[name + MARK + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
                     ranges = tuple(Range(low, high, channels) for (low, high), channels in ends)
                     map_input(module, InputGrid(ranges, format.act_bits, input_axis(module) or 1))
     except Exception as error:  # whatever a foreign header or another architecture makes torch say
@@ -127,62 +125,23 @@ def _stem(format: Format) -> str:
     return str(replace(format, bits=max(format.channel_bits), channel_bits=None) if format.channel_bits else format)
 
 
+def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The parts of one layer."""
+    return {key.removeprefix(name + MARK): value for key, value in tensors.items() if key.startswith(name + MARK)}
+
+
 def _stored_format(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any]) -> Format:
     format = Format.parse(entry["format"])
-    if name + WIDTHS not in tensors:
+    if "widths" not in (parts := _parts(tensors, name)):
         return format
-    widths = tensors[name + WIDTHS].numpy()
-    indices = unpack_unsigned(tensors[name + GROUPS].numpy(), _index_bits(len(widths)), _channels(entry))
-    return Format.of_channels(widths[indices].tolist(), format.act_bits)
-
-
-def _index_bits(groups: int) -> int:
-    return (groups - 1).bit_length()
-
-
-def _channels(entry: Mapping[str, Any]) -> int:
-    return int(entry["shape"][entry["channel_axis"]])
-
-
-def _weight_tensors(layer: Layer, format: Format, weight: QuantizedWeight) -> dict[str, Tensor]:
-    codes = weight.codes.contiguous().cpu()
-    if weight.scale is None:
-        return {layer.name + CODES: codes}
-    stored = {layer.name + SCALE: weight.scale.flatten().cpu()}
-    if format.channel_bits is None:
-        packed = pack(codes.numpy(), format.bits or 8)
-    else:
-        widths, index = np.unique(format.channel_bits, return_inverse=True)
-        rows = codes.movedim(layer.channel_axis, 0).numpy()
-        packed = np.concatenate([pack(rows[index == at], int(bits)) for at, bits in enumerate(widths)])
-        stored[layer.name + WIDTHS] = torch.from_numpy(widths.astype(np.uint8))
-        stored[layer.name + GROUPS] = torch.from_numpy(pack_unsigned(index.astype(np.uint8), _index_bits(len(widths))))
-    return stored | {layer.name + CODES: torch.from_numpy(packed)}
+    return Format.of_channels(stored_widths(parts, int(entry["shape"][entry["channel_axis"]])), format.act_bits)
 
 
 def _stored_weight(
     tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format
 ) -> QuantizedWeight:
-    codes, shape, dtype = tensors[name + CODES], list(entry["shape"]), getattr(torch, entry["dtype"])
-    if format.weight_bits == FP16_BITS:
-        return QuantizedWeight(codes.reshape(shape), None, dtype)
-    axis = entry["channel_axis"]
-    rows_shape = [shape[axis], *shape[:axis], *shape[axis + 1 :]]
-    if format.channel_bits is None:
-        numbers = unpack(codes.numpy(), format.bits or 8, math.prod(shape)).reshape(shape)
-    else:
-        rows = np.empty(rows_shape, np.int8)
-        start = 0
-        for bits in sorted(set(format.channel_bits)):
-            own = np.flatnonzero(np.array(format.channel_bits) == bits)
-            count = len(own) * math.prod(rows_shape[1:])
-            size = -(-count * bits // 8)
-            rows[own] = unpack(codes.numpy()[start : start + size], bits, count).reshape(-1, *rows_shape[1:])
-            start += size
-        numbers = np.ascontiguousarray(np.moveaxis(rows, 0, axis))
-    spread = [1] * len(shape)
-    spread[axis] = -1
-    return QuantizedWeight(torch.from_numpy(numbers), tensors[name + SCALE].reshape(spread), dtype)
+    shape, axis, dtype = list(entry["shape"]), int(entry["channel_axis"]), getattr(torch, entry["dtype"])
+    return form_of(format).unpacked(_parts(tensors, name), format.weight_only, shape, axis, dtype)
 
 
 def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
 from mpsearch.quant.activations import InputGrid, Observed, input_errors, observe
 from mpsearch.quant.bank import Recovered, WeightBank
 from mpsearch.quant.context import applied, input_grids, quantized, with_ranges
-from mpsearch.quant.weights import QuantizedWeight, quantize_weight
+from mpsearch.quant.stored import Integers, QuantizedWeight, quantize_weight
 
 __all__ = [
     "InputGrid",
+    "Integers",
     "Observed",
     "QuantizedWeight",
     "Recovered",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
 from mpsearch.layers import Site, find_sites
-from mpsearch.quant.weights import QuantizedWeight, quantize_weight
-from mpsearch.types import BitMap, Format
+from mpsearch.quant.stored import Integers, QuantizedWeight, quantize_weight
+from mpsearch.types import BitMap, Format, Ranges
+from mpsearch.types.storage import unfit
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +24,12 @@ class Recovered:
     Attributes:
         weights: layer → its weight in the stored form, in the format that the map has for it.
         tensors: name in ``state_dict`` → new value, of parameters that are not quantized (biases, scales of norms).
+        ranges: layer → ranges of its activations in place of those of the map.
     """
 
-    weights: Mapping[str, QuantizedWeight]
-    tensors: Mapping[str, Tensor]
+    weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    ranges: Mapping[str, Ranges] = field(default_factory=dict)
 
 
 class WeightBank:
@@ -40,12 +43,14 @@ class WeightBank:
         self._sites = {name: site for site in find_sites(model) for name in site.names}
         self._kept: dict[tuple[str, Format], QuantizedWeight] = {}
         self.tensors: Mapping[str, Tensor] = {}  # in place of the model's own, see Recovered
+        self.ranges: Mapping[str, Ranges] = {}  # in place of those of a map
 
     def recovered(self, bitmap: BitMap, found: Recovered) -> WeightBank:
         """This bank with what a recovery made of the map."""
         bank = copy.copy(self)
         bank._kept = self._kept | {(name, bitmap[name].weight_only): weight for name, weight in found.weights.items()}
-        bank.tensors = dict(found.tensors)
+        bank.tensors = {**self.tensors, **found.tensors}
+        bank.ranges = {**self.ranges, **found.ranges}
         return bank
 
     def site(self, layer: str) -> Site:
@@ -62,26 +67,39 @@ class WeightBank:
             first = self.site(name).names[0]
             if formats.setdefault(first, format) != format:
                 raise UsageError(f"{name} is the same tensor as {first}: it cannot be {format} and {formats[first]}")
-        return BitMap(formats, {self.site(name).names[0]: span for name, span in bitmap.ranges.items()})
+        return BitMap(
+            formats, {self.site(name).names[0]: span for name, span in {**bitmap.ranges, **self.ranges}.items()}
+        )
+
+    def first(self, place: str) -> str:
+        """The layer whose tensor is read at ``place``."""
+        return self.site(place).names[0]
 
     def weight(self, layer: str) -> Tensor:
         """The float weight that the generator computes with."""
         return self.site(layer).weight
 
     def quantized(self, layer: str, format: Format) -> QuantizedWeight:
-        """Codes and scales; activations do not matter here. ``format`` must not keep the weights float."""
+        """The stored form; activations do not matter here. ``format`` must not keep the weights float.
+
+        Raises:
+            UsageError: the layer cannot take the format.
+        """
         key = (layer, format.weight_only)
         if format.channel_bits is not None and key not in self._kept:
-            return self._mixed(layer, format.channel_bits)
+            return self._mixed(layer, format.weight_only, format.channel_bits)
         if key not in self._kept:
-            self._kept[key] = quantize_weight(self.weight(layer), format, self.site(layer).axis)
+            try:
+                self._kept[key] = quantize_weight(self.weight(layer), format, self.site(layer).axis)
+            except UsageError as error:
+                raise UsageError(f"{layer} cannot take {error}") from None
         return self._kept[key]
 
-    def _mixed(self, layer: str, channel_bits: Sequence[int]) -> QuantizedWeight:
+    def _mixed(self, layer: str, format: Format, channel_bits: Sequence[int]) -> Integers:
         """Every channel from the codes of its own width: scales are per channel, so that nothing is fitted anew."""
         site = self.site(layer)
-        if len(channel_bits) != (channels := site.weight.shape[site.axis]):
-            raise UsageError(f"{layer} has {channels} output channels, its format {len(channel_bits)} widths")
+        if why := unfit(format, site.weight.shape, site.axis):
+            raise UsageError(f"{layer} cannot take {format.short}: {why}")
         shape = [1] * site.weight.ndim
         shape[site.axis] = -1
         widths = torch.tensor(channel_bits, device=site.weight.device).reshape(shape)
@@ -89,10 +107,10 @@ class WeightBank:
         scale = torch.zeros_like(widths, dtype=torch.float32)
         for bits in set(channel_bits):
             whole = self.quantized(layer, Format("int", bits))
-            assert whole.scale is not None
+            assert isinstance(whole, Integers)
             codes = torch.where(widths == bits, whole.codes, codes)
             scale = torch.where(widths == bits, whole.scale, scale)
-        return QuantizedWeight(codes, scale, site.weight.dtype)
+        return Integers(format, site.axis, site.weight.dtype, codes, scale)
 
     def dequantized(self, layer: str, format: Format) -> Tensor:
         """The weight under ``format``; the float one itself where it is kept."""

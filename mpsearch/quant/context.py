@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,12 +74,13 @@ def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[dict
         yield values
 
 
-def input_grids(bitmap: BitMap, bank: WeightBank) -> dict[str, InputGrid]:
-    """How the input of every place of a quantized activation is rounded."""
+def input_grids(bitmap: BitMap, bank: WeightBank, layers: Collection[str] | None = None) -> dict[str, InputGrid]:
+    """How the input of every place of a quantized activation is rounded, of all layers or of those asked for."""
     found = {}
     for layer, format in bitmap.items():
-        if format.act_bits:
+        if format.act_bits and (layers is None or layer in layers):
             site = bank.site(layer)
-            grid = InputGrid(bitmap.ranges[layer], format.act_bits, site.input_axis)
+            ranges = bank.ranges[layer] if layer in bank.ranges else bitmap.ranges[layer]
+            grid = InputGrid(ranges, format.act_bits, site.input_axis)
             found.update(dict.fromkeys(site.places, grid))
     return found

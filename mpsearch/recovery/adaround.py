@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, Progress, silent
 from mpsearch.errors import UsageError
 from mpsearch.model import evaluating, forward, substituted
-from mpsearch.quant import QuantizedWeight, Recovered, WeightBank, applied
+from mpsearch.quant import Integers, QuantizedWeight, Recovered, WeightBank, applied
 from mpsearch.recovery.trial import Trial, order
 from mpsearch.types import BitMap, Format
 
@@ -55,7 +55,9 @@ class AdaRound:
     ) -> Recovered:
         trial = Trial(model, bitmap, bank, inputs)
         learning = Calibration(trial.learning.batches[: self.batches], trial.learning.seed)
-        chosen = [name for name, f in bitmap.items() if f.kind == "int" and len(bank.site(name).owners) == 1]
+        chosen = [
+            name for name, f in bitmap.items() if f.kind == "int" and not f.rank and len(bank.site(name).owners) == 1
+        ]
         weights: dict[str, QuantizedWeight] = {}
         for at, name in enumerate(chosen):
             now = Recovered(weights, bank.tensors)
@@ -104,12 +106,11 @@ class _Rounding:
 
     def __init__(self, bank: WeightBank, name: str, format: Format) -> None:
         weight, stored = bank.weight(name), bank.quantized(name, format)
-        assert stored.scale is not None  # integers have one
-        bits = torch.tensor(format.channel_bits or (format.bits,), device=weight.device)
-        self._top = (2 ** (bits - 1) - 1).float().expand(stored.scale.numel()).reshape(stored.scale.shape)
-        self._scale, self._dtype = stored.scale, weight.dtype
-        exact = (weight.float() / stored.scale).clamp(-self._top, self._top)
-        self._low = exact.floor().clamp(max=self._top - 1)
+        assert isinstance(stored, Integers)
+        self._stored, self._scale = stored, stored.spread(stored.scale)
+        low, high = stored.limits
+        exact = (weight.detach().float() / self._scale + stored.offset).clamp(low, high)
+        self._low = exact.floor().clamp(max=high - 1)
         share = ((exact - self._low + STRETCH) / (1 + 2 * STRETCH)).clamp(1e-4, 1 - 1e-4)
         self.free = torch.logit(share).requires_grad_()
 
@@ -117,7 +118,7 @@ class _Rounding:
         return (torch.sigmoid(self.free) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
 
     def weight(self) -> Tensor:
-        return ((self._low + self._share()) * self._scale).to(self._dtype)
+        return ((self._low + self._share() - self._stored.offset) * self._scale).to(self._stored.dtype)
 
     def undecided(self, power: float) -> Tensor:
         """0 where all are decided, 1 where none is."""
@@ -125,7 +126,7 @@ class _Rounding:
 
     def decided(self) -> QuantizedWeight:
         codes = self._low + (self.free.detach() > 0)
-        return QuantizedWeight(codes.to(torch.int8), self._scale, self._dtype)
+        return replace(self._stored, codes=codes.to(torch.int8))
 
 
 def _calls(model: nn.Module, owner: nn.Module, inputs: Calibration) -> list[tuple[Call, Any]]:

@@ -25,12 +25,12 @@ WIDTHS = (64, 512)  # of the passes over the core: no proof is needed
 
 
 def predicted_by_channel(table: Table, bitmap: BitMap) -> float:
-    """Sum of the table over the channels of a map, those of float and half-precision layers left out."""
+    """Sum of the table over the channels of a map, those of layers that cannot be divided left out."""
     columns = {format.bits: at for at, format in enumerate(table.formats)}
     total = 0.0
     for unit, row in zip(table.units, table.values, strict=True):
         format = bitmap.get(unit.layer)
-        if format is not None and format.kind == "int" and unit.channels:
+        if format is not None and format.divisible and unit.channels:
             bits = format.channel_bits[unit.channels[0]] if format.channel_bits else format.bits
             total += float(row[columns[bits]])
     return total
@@ -39,12 +39,13 @@ def predicted_by_channel(table: Table, bitmap: BitMap) -> float:
 def splittable(table: Table, problem: Problem, bitmap: BitMap) -> Table:
     """The rows of layers that may have several widths, and in them those that the layer may have with its activations.
 
-    Pinned layers have but one; layers that are together stay as they are: what they share is one format.
+    Pinned layers have but one; layers that are together stay as they are: what they share is one format. So do those
+    of which the map has no plain integers.
     """
     widths = {}
     for unit, allowed in zip(problem.units, problem.allowed, strict=True):
-        if not unit.others:
-            own = [format for format, may in zip(problem.formats, allowed, strict=True) if may]
+        if not unit.others and bitmap[unit.layer].divisible:
+            own = [format for format, may in zip(problem.formats, allowed, strict=True) if may and format.plain]
             widths[unit.layer] = {f.bits for f in own if f.act_bits == bitmap[unit.layer].act_bits}
     rows = [row for row, unit in enumerate(table.units) if unit.layer in widths]
     may = [[format.bits in widths[table.units[row].layer] for format in table.formats] for row in rows]
@@ -135,7 +136,7 @@ def _splits(table: Table, bitmap: BitMap, cost_of: CostOf, groups: int) -> list[
     found = []
     for name, own in rows.items():
         format = bitmap.get(name)
-        if format is None or format.kind != "int" or len(own) < 2:
+        if format is None or not format.divisible or len(own) < 2:
             continue
         act = format.act_bits
         whole = np.stack([cost_of(name, Format("int", column.bits, act)) for column in table.formats])

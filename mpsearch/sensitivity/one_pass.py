@@ -111,7 +111,7 @@ class OnePass:
         tables = [Table(layers.units, columns, values, stderr, "mse", source)]
         if channels:
             widths = [format.weight_only for format in columns]
-            kinds = tuple(dict.fromkeys(format for format in widths if format.bits))
+            kinds = tuple(dict.fromkeys(format for format in widths if format.plain))
             own = [widths.index(kind) for kind in kinds]
             kept = total[:, len(layers) :, own]
             tables.append(Table(tuple(parts), kinds, kept[0], np.sqrt(kept[1]), "mse", source))

@@ -3,37 +3,69 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, get_args
 
 from mpsearch.errors import UsageError
 
+Kind = Literal["float", "fp16", "bf16", "fp8", "ternary", "int", "palette", "kernels"]
+FLOAT_BITS = 32
+TRIT_BITS = 1.6  # five of them a byte
+FIXED: Mapping[str, float] = {"fp16": 16, "bf16": 16, "fp8": 8, "ternary": TRIT_BITS}  # stored bits of a weight
+LOOKED_UP_BITS = 16  # width of the numbers in a codebook, and of low-rank factors
 _RUN = r"[2-8](?:\*\d{1,6})?"
 _GRAMMAR = re.compile(
-    rf"(?:(?P<kind>float|fp16)|w(?P<bits>[2-8])|w\[(?P<runs>{_RUN}(?:,{_RUN})*)\])?(?:a(?P<act>[468]))?"
+    rf"""(?:(?P<name>float|{"|".join(FIXED)})
+      |w(?P<bits>[1-8])(?P<zero>z)?(?:g(?P<group>[1-9]\d{{0,5}}))?(?:r(?P<rank>[1-9]\d{{0,3}}))?
+      |w\[(?P<runs>{_RUN}(?:,{_RUN})*)\]
+      |p(?P<palette>[1-8])
+      |k(?P<kernels>[1-9]|1[0-2])x(?P<side>[2-9]))?
+      (?:a(?P<act>[468]))?""",
+    re.VERBOSE,
 )
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
 class Format:
-    """One choice for a layer: ``w4``, ``w4a8``, ``fp16``, ``fp16a8``, ``float``, ``a8``, ``w[2*30,4,8*33]a8``.
+    """One choice for a layer. ``str`` and :meth:`parse` are inverses; solvers see damage and costs alone.
 
-    ``str`` and :meth:`parse` are inverses. Solvers never look inside: they see damage and costs.
+    =====================  ==========================================================================================
+    ``w4``                 symmetric integers on −7 … 7, one scale an output channel
+    ``w4z``                integers with a zero point: one a scale
+    ``w4g32``, ``w4zg32``  one scale for 32 weights of a channel
+    ``w4r8``               integers, and what they leave over as a product of two factors of rank 8
+    ``w[2*30,4,8*33]``     integers, one width an output channel
+    ``ternary``            −a, 0 and b, both of every output channel's own, five weights a byte
+    ``p4``                 indices into a codebook of 16 values for the layer, one scale an output channel
+    ``k8x3``               indices into a codebook of 256 kernels of 3×3 for the layer, one scale an output channel
+    ``fp8``                E4M3, one scale an output channel
+    ``fp16``, ``bf16``     half floats
+    ``float``              kept as it is
+    =====================  ==========================================================================================
+
+    ``a8``, ``a6`` or ``a4`` behind any of them, or alone, quantizes the input activations as well.
 
     Attributes:
-        kind: ``int`` (symmetric, per output channel), ``fp16`` or ``float`` (kept as it is).
-        bits: integer width of the weights, 2 to 8; None unless ``kind`` is ``int`` with one width.
+        kind: family of the weights.
+        bits: width of an integer (1 to 8) or of an index (palette 1 to 8, kernels 1 to 12) where there is one.
         act_bits: width of the static affine input activations, 8, 6 or 4; None = float.
         channel_bits: one integer width an output channel, where they differ.
+        zero: whether integers have zero points.
+        group: weights of one output channel that share a scale; None = all.
+        rank: of the factors beside the integers; 0 = none.
+        side: of a square kernel in a codebook of kernels.
     """
 
-    kind: Literal["int", "fp16", "float"] = "float"
+    kind: Kind = "float"
     bits: int | None = None
     act_bits: int | None = None
     channel_bits: tuple[int, ...] | None = None
+    zero: bool = False
+    group: int | None = None
+    rank: int = 0
+    side: int | None = None
 
     @classmethod
     def of_channels(cls, widths: Iterable[int], act_bits: int | None = None) -> Format:
@@ -51,20 +83,31 @@ class Format:
         match = _GRAMMAR.fullmatch(text) if isinstance(text, str) and text else None
         if match is None:
             raise UsageError(
-                f"unknown format {text!r}: use w2 … w8, fp16 or float, then a8, a6, a4 or nothing (w4, w4a8, fp16a8)"
+                f"unknown format {text!r}: use w1 … w8 (w4z with zero points, w4g32 in groups, w4r8 with factors of "
+                "rank 8), ternary, p1 … p8, k8x3, fp8, bf16, fp16 or float, then a8, a6, a4 or nothing (w4a8)"
             )
         act = int(match["act"]) if match["act"] else None
         if match["runs"]:
             runs = [run.split("*") for run in match["runs"].split(",")]
             return cls.of_channels([int(bits) for bits, *n in runs for _ in range(int(n[0]) if n else 1)], act)
         if match["bits"]:
-            return cls("int", int(match["bits"]), act)
-        return cls("fp16" if match["kind"] == "fp16" else "float", None, act)
+            group = int(match["group"]) if match["group"] else None
+            return cls("int", int(match["bits"]), act, None, bool(match["zero"]), group, int(match["rank"] or 0))
+        if match["palette"]:
+            return cls("palette", int(match["palette"]), act)
+        if match["kernels"]:
+            return cls("kernels", int(match["kernels"]), act, side=int(match["side"]))
+        return cls(next((kind for kind in get_args(Kind) if kind == match["name"]), "float"), None, act)
 
     def __str__(self) -> str:
-        weights = f"w{self.bits or self._runs()}" if self.kind == "int" else self.kind
         act = f"a{self.act_bits}" if self.act_bits else ""
-        return act if act and weights == "float" else weights + act
+        return act if act and self.kind == "float" else self._weights() + act
+
+    def _weights(self) -> str:
+        if self.kind == "int":
+            group, rank = f"g{self.group}" if self.group else "", f"r{self.rank}" if self.rank else ""
+            return f"w{self.bits or self._runs()}{'z' * self.zero}{group}{rank}"
+        return {"palette": f"p{self.bits}", "kernels": f"k{self.bits}x{self.side}"}.get(self.kind, self.kind)
 
     def _runs(self) -> str:
         runs = [(bits, len(list(run))) for bits, run in groupby(self.channel_bits or ())]
@@ -80,10 +123,30 @@ class Format:
 
     @property
     def weight_bits(self) -> float | None:
-        """Stored bits of one weight, the mean where channels differ; None = float, left as it is."""
+        """Stored bits of one weight, the mean where channels differ; None = float, left as it is.
+
+        Scales, codebooks and factors are not in it: costs count them.
+        """
         if self.channel_bits is not None:
             return sum(self.channel_bits) / len(self.channel_bits)
-        return {"int": self.bits, "fp16": 16, "float": None}[self.kind]
+        if self.kind == "kernels":
+            return (self.bits or 0) / (self.side or 1) ** 2
+        return FIXED.get(self.kind, self.bits)
+
+    @property
+    def product_bits(self) -> float:
+        """Width of the numbers that activations are multiplied by: an index into a codebook is looked up first."""
+        return LOOKED_UP_BITS if self.kind in ("palette", "kernels") else self.weight_bits or FLOAT_BITS
+
+    @property
+    def plain(self) -> bool:
+        """Symmetric integers of one width from 2 bits on, one scale a channel."""
+        return self.weight_only == Format("int", self.bits) and (self.bits or 0) > 1
+
+    @property
+    def divisible(self) -> bool:
+        """Whether output channels may each take a width of their own: plain integers, or a mixture of such."""
+        return self.plain or self.channel_bits is not None
 
     @property
     def weight_only(self) -> Format:

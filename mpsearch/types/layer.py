@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.format import FLOAT_BITS, Format
+from mpsearch.types.storage import unfit
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Layer:
         return self.shape[self.channel_axis]
 
     def allows(self, format: Format) -> bool:
-        """Whether the layer can take ``format``: activations only where the owner is called, a width a channel.
+        """Whether the layer can take ``format``: weights of its shape, activations only where the owner is called.
 
         What the user wants is another matter: :meth:`Layers.choices` knows pins and floors.
         """
-        fits = format.channel_bits is None or len(format.channel_bits) == self.channels
+        fits = not unfit(format, self.shape, self.channel_axis)
         return fits and (format.act_bits is None or self.act_elements > 0)
 
     def reaches_floor(self, format: Format) -> bool:

@@ -1,0 +1,108 @@
+"""Scales of integers, fitted by mean squared error."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CANDIDATES = (8, 8, 8)  # scales a round: the first over all, each later one around the best of the round before
+BLOCK = 1 << 18  # products of weights and candidate scales at a time; larger ones are memory fresh from the system
+LEAST = 1e-12  # scale of a row of zeros that has no code for zero
+
+
+def fit(rows: Tensor, top: int) -> Tensor:
+    """``(rows, n)`` → ``(rows, 1)`` scales of least squared error for codes ``−top … top``.
+
+    The scale of a row minimises ``‖w − s·round(w/s)‖²`` over a geometric grid of clipping points up to the largest
+    magnitude, ever finer, then by least squares for the codes found, ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed
+    ``max|w| / top``, so the outermost level is always used and quantizing twice changes nothing.
+    """
+    return torch.cat([_fit(part, top) for part in blocks(rows)])
+
+
+def fit_signs(rows: Tensor) -> Tensor:
+    """``(rows, n)`` → ``(rows, 1)`` steps between −s/2 and s/2: twice the mean magnitude, which is exact."""
+    return (2 * rows.abs().mean(1, keepdim=True)).clamp_min(LEAST)
+
+
+def fit_affine(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """``(rows, n)`` → scales and zero points in ``0 … 2^bits − 1``, ``(rows, 1)`` each, over a range that holds zero.
+
+    Both ends shrink together first, then each by itself.
+    """
+    scales, zeros = zip(*(_fit_affine(part, bits) for part in blocks(rows)), strict=True)
+    return torch.cat(scales), torch.cat(zeros)
+
+
+def blocks(rows: Tensor) -> tuple[Tensor, ...]:
+    """The rows, as many at a time as fit into a cache with all their candidates."""
+    return torch.split(rows, max(1, BLOCK // (CANDIDATES[0] * rows.shape[1])))
+
+
+def _fit(rows: Tensor, top: int) -> Tensor:
+    peak = rows.abs().amax(1, keepdim=True)
+    largest = torch.where(peak > 0, peak / top, 1.0)
+    first, *later = _shares(top, rows.device)
+    scales = largest * first
+    scale, error = _best(scales, _errors(rows, scales, top))
+    for around in later:
+        scales = torch.minimum(scale * around, largest)
+        scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, _errors(rows, scales, top)], 1))
+    # For given codes the error is a parabola in the scale, and rounding anew only lowers it: no need to compare.
+    codes = torch.div(rows, scale).round_().clamp_(-top, top)
+    fitted = torch.linalg.vecdot(rows, codes) / torch.linalg.vecdot(codes, codes).clamp_min(1.0)
+    return torch.where(fitted[:, None] > 0, torch.minimum(fitted[:, None], largest), scale)
+
+
+@cache
+def _shares(top: int, device: torch.device) -> list[Tensor]:
+    """Candidates of every round: first of the largest scale, then of the best one so far."""
+    # Heavy-tailed channels at 2 or 3 bits clip at a tenth of their peak; 8 bits gain nothing below a third.
+    lowest = math.log(0.08 if top <= 3 else 0.3)
+    reach = lowest / (CANDIDATES[0] - 1)  # from one candidate to the next
+    ends = [np.linspace(0, lowest, CANDIDATES[0])]
+    for count in CANDIDATES[1:]:
+        ends.append(np.linspace(-reach, reach, count + 2)[1:-1])
+        reach *= 2 / (count + 1)
+    return [torch.from_numpy(np.exp(logarithms).astype(np.float32)).to(device) for logarithms in ends]
+
+
+def _errors(rows: Tensor, scales: Tensor, top: int) -> Tensor:
+    """``‖w − s·round(w/s)‖`` of every row at every of its candidates, ``(rows, candidates)``."""
+    steps = rows[:, None] * (1 / scales)[:, :, None]
+    found: Tensor = torch.linalg.vector_norm(steps.sub_(torch.round(steps).clamp_(-top, top)), dim=2)
+    return found.mul_(scales)
+
+
+def _best(scales: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale of least error, that error) of every row, ``(rows, 1)`` each; the first among equals."""
+    least, at = errors.min(1, keepdim=True)
+    return scales.gather(1, at), least
+
+
+def _fit_affine(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    low, high = (end.clamp(max=0) if at == 0 else end.clamp(min=0) for at, end in enumerate(torch.aminmax(rows, dim=1)))
+    ends = torch.stack([low, high])[:, :, None]  # (2, rows, 1)
+    count = CANDIDATES[0]
+    coarse = torch.linspace(1, 1 / count, count, device=rows.device)
+    fine = torch.linspace(1 + 1 / count, 1 - 1 / count, 2 * count, device=rows.device)
+    keep = torch.ones_like(fine)
+    for shares in (torch.stack([coarse, coarse]), torch.stack([fine, keep]), torch.stack([keep, fine])):
+        tried = torch.cat([ends, ends * shares[:, None]], 2)
+        scale, zero = _grid(tried, bits)
+        codes = (rows[:, None] / scale[:, :, None] + zero[:, :, None]).round_().clamp_(0, 2**bits - 1)
+        errors = codes.sub_(zero[:, :, None]).mul_(scale[:, :, None]).sub_(rows[:, None]).square_().sum(2)
+        best = errors.argmin(1, keepdim=True)
+        ends = tried.gather(2, best.expand(2, -1, -1))
+    return _grid(ends, bits)
+
+
+def _grid(ends: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    low, high = ends
+    top = 2**bits - 1
+    scale = ((high - low) / top).clamp_min(LEAST)
+    return scale, (-low / scale).round().clamp(0, top)
