@@ -24,6 +24,7 @@ from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, Recoverer, Solver
 from mpsearch.quant import WeightBank, with_ranges
 from mpsearch.recovery import RECOVERERS
+from mpsearch.recovery.trial import Snapshot, Trial
 from mpsearch.registry import lookup, make
 from mpsearch.search import (
     SOLVERS,
@@ -456,9 +457,11 @@ def recover(
     method: str | Recoverer = "distil",
     seed: int = 0,
     progress: Progress = silent,
+    bank: WeightBank | None = None,
+    snapshot: Snapshot | None = None,
     **options: Any,
 ) -> WeightBank:
-    """Quantized weights that draw better pictures than the nearest ones, learnt from the float generator alone.
+    """Quantized weights that draw better pictures than those of the start, learnt from the float generator alone.
 
     Args:
         model: the float generator; left as it was.
@@ -467,6 +470,8 @@ def recover(
         method: a name of :data:`mpsearch.recovery.RECOVERERS`, or an instance of one.
         seed: of inner noise of the generator, and of the method.
         progress: called with (what, done, total).
+        bank: what another recovery made of the same map, to start from; by default the nearest weights.
+        snapshot: keeps the state of a training, so that one that was killed goes on.
         options: fields of the method, such as ``steps=1000``.
 
     Returns:
@@ -481,9 +486,11 @@ def recover(
     if isinstance(method, str):
         (method,) = with_seed([make("recovery", RECOVERERS, method, options)], seed)
     inputs = Calibration.of(batches, device_of(model), seed)
-    bank = WeightBank(model)
+    bank = bank or WeightBank(model)
     whole = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
-    return bank.recovered(whole, method(model, whole, bank, inputs, progress))
+    trial = Trial(model, whole, bank, inputs, progress, snapshot)
+    method(trial)
+    return trial.with_found(trial.best)
 
 
 def _ranged(layers: Layers, bitmap: BitMap) -> Layers:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # solvers and cost models must not load torch
 
     from torch import Tensor, nn
 
-    from mpsearch.calibration import Calibration, Progress
-    from mpsearch.quant import Recovered, WeightBank
+    from mpsearch.quant import WeightBank
+    from mpsearch.recovery.trial import Trial
     from mpsearch.subject import Subject
     from mpsearch.types import BitMap
 
@@ -47,13 +47,10 @@ class FeatureNet(Protocol):
 class Recoverer(Protocol):
     """What makes the pictures of a map better without changing its formats, learnt from the float generator.
 
-    ``bitmap`` has its ranges, ``bank`` the weights that the recovery starts from, and ``inputs`` are what it may look
-    at. The answer is never worse than the start, on the inputs that the method keeps back to tell.
+    It shows what it finds to the trial, which keeps the best; where that is the start, nothing was found.
     """
 
-    def __call__(
-        self, model: nn.Module, bitmap: BitMap, bank: WeightBank, inputs: Calibration, progress: Progress
-    ) -> Recovered: ...
+    def __call__(self, trial: Trial) -> None: ...
 
 
 class Exporter(Protocol):

@@ -63,9 +63,10 @@ def recover(run: Run, asked: MethodConfig | None = None) -> Recovery:
 
     def compute() -> Recovery:
         start = time.perf_counter()
-        bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress)
-        seconds = time.perf_counter() - start
         parts = run.folder.parts("recovery", key)
+        snapshot = run.folder.snapshot("recovery", key)
+        bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, snapshot=snapshot)
+        seconds = time.perf_counter() - start
         held, many = run.inputs(samples.heldback, HELDBACK), run.inputs(samples.distances, DISTANCES)
         after = validation.validate(
             run.model, bitmap, held, run.features, run.reference, many, seed, run.progress, parts, bank

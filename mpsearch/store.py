@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,9 @@ class RunFolder:
     def journal(self, key: str) -> Journal:
         return Journal(self.path / "measurements.jsonl", key)
 
+    def snapshot(self, name: str, key: str) -> Snapshot:
+        return Snapshot(self.path / "parts" / name / "snapshot.safetensors", key)
+
     def parts(self, name: str, key: str) -> Parts:
         return Parts(self.path / "parts" / name, key)
 
@@ -103,6 +106,29 @@ class Parts:
     def clear(self) -> None:
         """The stage is finished: its parts are not needed any more."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Snapshot:
+    """The state of an unfinished training, one safetensors file."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._key = key
+
+    def read(self) -> dict[str, Tensor]:
+        """What was written last; nothing where that was made for something else."""
+        if not self._path.exists():
+            return {}
+        try:
+            with safe_open(self._path, "pt") as file:
+                same = (file.metadata() or {}).get("key") == self._key
+                return {name: file.get_tensor(name) for name in file.keys()} if same else {}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{self._path} is damaged ({one_line(error)}); delete it to train again") from None
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_bytes(self._path, save(state, {"key": self._key}))
 
 
 class Journal(MutableMapping[str, list[float]]):

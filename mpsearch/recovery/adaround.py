@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration, Progress, silent
+from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
 from mpsearch.model import evaluating, forward, substituted
 from mpsearch.quant import Integers, QuantizedWeight, Recovered, WeightBank, applied
@@ -50,23 +50,20 @@ class AdaRound:
                 f"not {self.steps}, {self.batches}, {self.rate} and {self.strength}"
             )
 
-    def __call__(
-        self, model: nn.Module, bitmap: BitMap, bank: WeightBank, inputs: Calibration, progress: Progress = silent
-    ) -> Recovered:
-        trial = Trial(model, bitmap, bank, inputs)
+    def __call__(self, trial: Trial) -> None:
+        model, bitmap, bank = trial.model, trial.bitmap, trial.bank
         learning = Calibration(trial.learning.batches[: self.batches], trial.learning.seed)
         chosen = [
             name for name, f in bitmap.items() if f.kind == "int" and not f.rank and len(bank.site(name).owners) == 1
         ]
         weights: dict[str, QuantizedWeight] = {}
         for at, name in enumerate(chosen):
-            now = Recovered(weights, bank.tensors)
+            now = Recovered(weights)
             found = self._round(model, bitmap, bank, now, name, learning)
             if found is not None:
                 weights = {**weights, name: found}
-            progress("adaround", at + 1, len(chosen))
-        trial.show(Recovered(weights, bank.tensors))
-        return trial.best
+            trial.progress("adaround", at + 1, len(chosen))
+        trial.show(Recovered(weights))
 
     def _round(
         self, model: nn.Module, bitmap: BitMap, bank: WeightBank, now: Recovered, name: str, learning: Calibration

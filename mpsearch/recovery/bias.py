@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration, Progress, silent
+from mpsearch.calibration import Calibration
 from mpsearch.model import evaluating, forward, input_axis
-from mpsearch.quant import Recovered, WeightBank, applied
+from mpsearch.quant import Recovered, applied
 from mpsearch.recovery.trial import Trial
-from mpsearch.types import BitMap
 
 Visit = Callable[[str, Tensor], Tensor]  # (layer, its output) → what it gives instead
 
@@ -28,10 +27,8 @@ class BiasCorrection:
     every call makes the mean a better one. Linear layers and convolutions with a bias take part.
     """
 
-    def __call__(
-        self, model: nn.Module, bitmap: BitMap, bank: WeightBank, inputs: Calibration, progress: Progress = silent
-    ) -> Recovered:
-        trial = Trial(model, bitmap, bank, inputs)
+    def __call__(self, trial: Trial) -> None:
+        model, bitmap, bank = trial.model, trial.bitmap, trial.bank
         owners = {name: bank.site(name).owners[0][0] for name in bitmap if len(bank.site(name).owners) == 1}
         owners = {n: m for n, m in owners.items() if input_axis(m) is not None and isinstance(m.bias, nn.Parameter)}
         names = {layer: layer.rpartition(".")[0] + ".bias" for layer in owners}
@@ -39,7 +36,7 @@ class BiasCorrection:
         shifts = {layer: torch.zeros_like(bias) for layer, bias in own.items()}
 
         def found() -> Recovered:
-            return Recovered({}, {**bank.tensors, **{names[layer]: own[layer] + shifts[layer] for layer in own}})
+            return Recovered(tensors={names[layer]: own[layer] + shifts[layer] for layer in own})
 
         seen = dict.fromkeys(owners, 0)
         for batch in range(len(trial.learning)):
@@ -63,9 +60,8 @@ class BiasCorrection:
             _run(model, owners, trial.learning, batch, note)
             with applied(model, bitmap, bank.recovered(bitmap, found())):
                 _run(model, owners, trial.learning, batch, correct)
-            progress("bias correction", batch + 1, len(trial.learning))
+            trial.progress("bias correction", batch + 1, len(trial.learning))
         trial.show(found())
-        return trial.best
 
 
 def _run(model: nn.Module, owners: Mapping[str, nn.Module], inputs: Calibration, batch: int, visit: Visit) -> None:

@@ -1,18 +1,27 @@
-"""How good a recovery is on inputs that it did not learn from."""
+"""What a recovery works on, and how good it is on inputs that it did not learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration, outputs, paired_errors
+from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import CalibrationError
 from mpsearch.quant import Recovered, WeightBank, applied
 from mpsearch.types import BitMap
 
 KEPT_BACK = 4  # of so many batches, one
+
+
+class Snapshot(Protocol):
+    """Tensors by name that are kept, all at once."""
+
+    def read(self) -> dict[str, Tensor]: ...
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class Trial:
@@ -23,22 +32,44 @@ class Trial:
         bitmap: the map, with its ranges.
         bank: the weights that the recovery starts from.
         inputs: two batches or more.
+        progress: called with (what, done, total).
+        snapshot: what outlives a kill, so that a method that was broken off goes on.
+
+    Attributes:
+        learning: the inputs to learn from.
+        expected: the float images of those, one tensor a batch.
+        start: mean squared error of the start on the inputs kept back.
+        error: that of the best so far.
+        best: the best so far.
 
     Raises:
         CalibrationError: a single batch, of which nothing can be kept back.
     """
 
-    def __init__(self, model: nn.Module, bitmap: BitMap, bank: WeightBank, inputs: Calibration) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        bitmap: BitMap,
+        bank: WeightBank,
+        inputs: Calibration,
+        progress: Progress = silent,
+        snapshot: Snapshot | None = None,
+    ) -> None:
         if len(inputs) < 2:
             raise CalibrationError("a recovery needs 2 batches of inputs or more, to keep one back: got 1")
         back = -(-len(inputs) // KEPT_BACK)
+        self.model, self.bitmap, self.bank, self.progress = model, bitmap, bank, progress
+        self.snapshot = snapshot
         self.learning = Calibration(inputs.batches[:-back], inputs.seed)
         self.expected = outputs(model, self.learning)
-        self._model, self._bitmap, self._bank = model, bitmap, bank
         self._judging = Calibration(inputs.batches[-back:], inputs.seed + len(self.learning))
         self._images = outputs(model, self._judging)
-        self.best = Recovered({}, {})
+        self.best = Recovered()
         self.error = self.start = self._error(self.best)
+
+    def with_found(self, found: Recovered) -> WeightBank:
+        """The weights that a recovery makes."""
+        return self.bank.recovered(self.bitmap, found)
 
     def show(self, found: Recovered) -> float:
         """Mean squared error of a recovery on the inputs kept back; the best so far is kept."""
@@ -47,9 +78,9 @@ class Trial:
         return error
 
     def _error(self, found: Recovered) -> float:
-        with applied(self._model, self._bitmap, self._bank.recovered(self._bitmap, found)):
+        with applied(self.model, self.bitmap, self.with_found(found)):
             errors = [
-                paired_errors(self._model, self._judging, batch, images) for batch, images in enumerate(self._images)
+                paired_errors(self.model, self._judging, batch, images) for batch, images in enumerate(self._images)
             ]
         return mean(errors)
 
