@@ -14,7 +14,7 @@ from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, 
 from mpsearch.errors import ArtifactError
 from mpsearch.model import Reuse
 from mpsearch.quant import InputGrid, Observed, WeightBank, applied, observe
-from mpsearch.types import FLOAT, BitMap, Format, Layers, Measured
+from mpsearch.types import FLOAT, BitMap, Format, Layer, Layers, Measured
 
 HOPELESS = 4.0  # standard errors
 FEW = 8  # samples that say nothing about hope
@@ -81,6 +81,10 @@ class Subject:
     @property
     def samples(self) -> int:
         return sum(len(images) for images in self.reference)
+
+    def weight(self, layer: Layer, format: Format) -> Tensor:
+        """What ``layer`` computes with in a format; its float weight where it cannot take that."""
+        return self.bank.dequantized(layer.name, format if layer.allows(format.weight_only) else FLOAT)
 
     def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], InputGrid]:
         """Activation ranges of every layer at every width in ``formats``, fitted on the calibration inputs."""

@@ -174,7 +174,9 @@ def test_bad_input_is_one_line(mixed):
         mpsearch.recover(model, MAP, batches[:1])
     with pytest.raises(UsageError, match="unknown recovery 'adaroundd'"):
         mpsearch.recover(model, MAP, batches, "adaroundd")
-    with pytest.raises(UsageError, match="distil needs steps, checks and patience of 1 or more and a rate above 0, not 0, 8"):
+    with pytest.raises(
+        UsageError, match="distil needs steps, checks and patience of 1 or more and a rate above 0, not 0, 8"
+    ):
         mpsearch.recover(model, MAP, batches, steps=0)
     with pytest.raises(UsageError, match="adaround needs steps and batches of 1 or more, rate and strength above 0"):
         mpsearch.recover(model, MAP, batches, "adaround", strength=0.0)

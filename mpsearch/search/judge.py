@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from mpsearch.errors import InfeasibleBudget
 from mpsearch.protocols import Solver
 from mpsearch.search.dominated import undominated
@@ -20,7 +22,8 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
     """Solve exactly, let ``solvers`` search on from there, and return the candidate of least true error.
 
     Without a generator the table decides. The best feasible uniform map and the size-only map are always candidates, so
-    no answer is worse than them on the calibration inputs.
+    no answer is worse than them on the calibration inputs. Where there are richer formats than integers, so is the
+    answer of the same search over integers and half floats alone.
 
     Args:
         problem: the question.
@@ -33,19 +36,7 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
         InfeasibleBudget: with the smallest feasible value.
     """
     started = time.perf_counter()
-    check_feasible(problem)
-    exact = Ilp()(problem)
-    baselines = _baselines(problem)
-    uniform = filter(problem.feasible, uniform_choices(problem))
-    starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
-    searched: list[Answer] = []
-    for solver in solvers:
-        known = (*starts, *(answer.choice for answer in searched))
-        searched.append(solver(undominated(replace(problem, starts=known))))
-    best = min([exact, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
-    for solver, answer in zip(solvers, searched, strict=True):
-        if _beats(problem, answer, best, getattr(solver, "sure", 0.0)):
-            best = answer
+    exact, best, baselines = _searched(problem, solvers)
     proposed = problem.predicted(exact.choice)
     bitmap = problem.bitmap(best.choice)
     return Solution(
@@ -61,6 +52,24 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
         method=best.method,
         baselines={name: _report(problem, answer, costs) for name, answer in baselines.items()},
     )
+
+
+def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answer, dict[str, Answer]]:
+    """(the exact answer of the additive model, the best of all, what is reported beside it)."""
+    check_feasible(problem)
+    exact = Ilp()(problem)
+    baselines = _baselines(problem) | _integers(problem, solvers)
+    uniform = filter(problem.feasible, uniform_choices(problem))
+    starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
+    searched: list[Answer] = []
+    for solver in solvers:
+        known = (*starts, *(answer.choice for answer in searched))
+        searched.append(solver(undominated(replace(problem, starts=known))))
+    best = min([exact, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
+    for solver, answer in zip(solvers, searched, strict=True):
+        if _beats(problem, answer, best, getattr(solver, "sure", 0.0)):
+            best = answer
+    return exact, best, baselines
 
 
 def _beats(problem: Problem, answer: Answer, best: Answer, sure: float) -> bool:
@@ -79,6 +88,19 @@ def _baselines(problem: Problem) -> dict[str, Answer]:
         except InfeasibleBudget:
             continue
     return found
+
+
+def _integers(problem: Problem, solvers: Sequence[Solver]) -> dict[str, Answer]:
+    """The best map without zero points, groups, codebooks and the like; nothing where there are none of those."""
+    simple = np.array([format.plain or format.kind in ("float", "fp16") for format in problem.formats])
+    values = np.where(simple, problem.damage.values, np.nan)
+    if not problem.allowed[:, ~simple].any() or np.isnan(values).all(axis=1).any():
+        return {}
+    try:
+        _, best, _ = _searched(replace(problem, damage=replace(problem.damage, values=values)), solvers)
+    except InfeasibleBudget:
+        return {}
+    return {"integers": replace(best, method="integers")}
 
 
 def _report(problem: Problem, answer: Answer, costs: Sequence[Limit]) -> Baseline:

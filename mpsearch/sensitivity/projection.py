@@ -102,7 +102,7 @@ class Projection:
             weight = _blocks(self.subject.bank.weight(layer.name))
             found[layer.name] = weight.new_empty(len(weight), len(kinds), BLOCK)
             for row, kind in enumerate(kinds):
-                rounded = _blocks(self.subject.bank.dequantized(layer.name, kind))
+                rounded = _blocks(self.subject.weight(layer, kind))
                 torch.sub(rounded, weight, out=found[layer.name][:, row])
             _raise(found[layer.name], self.power)
         return found
@@ -151,7 +151,7 @@ class ChannelProjection:
         found = {}
         for layer in self.subject.layers:
             weight = self.subject.bank.weight(layer.name).detach().float()
-            moved = [self.subject.bank.dequantized(layer.name, kind).detach() - weight for kind in _kinds(self.columns)]
+            moved = [self.subject.weight(layer, kind).detach() - weight for kind in _kinds(self.columns)]
             found[layer.name] = torch.stack([rows(layer, error) for error in moved], dim=-1)
         return found
 

@@ -55,7 +55,7 @@ def _by_channel(subject: Subject, bitmap: BitMap, units: Sequence[Unit], formats
     for name in dict.fromkeys(unit.layer for unit in units):
         layer = subject.layers[name]
         now = bank.dequantized(name, bitmap.get(name, FLOAT))
-        moved = [rows(layer, gradient[name] * (bank.dequantized(name, format) - now)) for format in formats]
+        moved = [rows(layer, gradient[name] * (subject.weight(layer, format) - now)) for format in formats]
         kept[name] = torch.stack([m.sum(dim=1, dtype=torch.float64) for m in moved], dim=1).cpu().numpy()
     return np.stack([kept[unit.layer][list(unit.channels or ())].sum(axis=0) for unit in units])
 
@@ -68,8 +68,8 @@ def _measure(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Arr
     width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in formats]
     found = []
     for name, grad in gradient.items():
-        now = bank.dequantized(name, bitmap.get(name, FLOAT))
-        moved = [(grad * (bank.dequantized(name, kind) - now)).sum(dtype=torch.float64) for kind in kinds]
+        layer, now = subject.layers[name], bank.dequantized(name, bitmap.get(name, FLOAT))
+        moved = [(grad * (subject.weight(layer, kind) - now)).sum(dtype=torch.float64) for kind in kinds]
         found.append(torch.stack(moved).cpu().numpy()[column] + rounding[name][width])
     return np.stack(found)
 
