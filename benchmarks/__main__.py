@@ -17,6 +17,7 @@ LONG = (
     "training",
     "families",
     "recovery",
+    "formats",
     "allocation",
     "ceiling",
     "channels",

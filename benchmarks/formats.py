@@ -1,0 +1,75 @@
+"""Held-back PSNR, in dB, of maps of all kinds of formats and of integers alone, at equal bytes of the packed file.
+
+Generators and inputs are those of the allocation table; a budget is the packed bytes of the uniform map of so many bits,
+2.5 being half-way between two. Both columns come from one search (effort `standard`), whose candidates the integers are;
+seconds are those of the whole call.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+
+import numpy as np
+
+from benchmarks.allocation import cases
+from mpsearch import api
+from mpsearch.api import make_subject
+from mpsearch.budgets import size_of
+from mpsearch.subject import Subject
+from mpsearch.types import BitMap, Format, Layers, parse_formats
+
+BUDGETS = (2.5, 3.0, 4.0)
+INTEGERS = tuple(f"w{bits}" for bits in range(2, 9))
+RICHER = tuple(
+    "w1 w2z w3z w4z w2g32 w3g32 w4g32 w2r2 w3r2 ternary p2 p3 p4 p5 k6x3 k8x3 k8x4 k10x4 fp8 fp16 bf16".split()
+)
+
+
+def measure() -> list[dict[str, str]]:
+    rows = []
+    formats = parse_formats([*INTEGERS, *RICHER])
+    solvers = api.with_seed(api.EFFORTS["standard"], 0)
+    for name, case in cases().items():
+        model, batches, fresh = case()
+        judge = make_subject(model, fresh)
+
+        def decibels(bitmap: BitMap, judge: Subject = judge) -> float:
+            return 10 * math.log10(judge.peak**2 / judge.error(bitmap).value)
+
+        for bits in BUDGETS:
+            start = time.perf_counter()
+            subject = make_subject(model, batches)
+            limit = _bytes(subject.layers, bits)
+            found = api.search(
+                api.estimate(model, batches, formats), subject.layers, [f"size<={limit}"], solvers, subject
+            )
+            seconds = time.perf_counter() - start
+            plain, richer = decibels(found.baselines["integers"].bitmap), decibels(found.bitmap)
+            used = Counter(map(str, found.bitmap.values()))
+            rows.append(
+                {
+                    "generator": name,
+                    "bytes of": f"{bits:g} bits",
+                    "bytes": str(limit),
+                    "integers": f"{plain:.2f}",
+                    "all formats": f"{richer:.2f}",
+                    "gain": f"{richer - plain:.2f}",
+                    "formats of layers": ", ".join(f"{n} {text}" for text, n in used.most_common()),
+                    "s": f"{seconds:.0f}",
+                }
+            )
+            print(rows[-1], flush=True)
+    mean = {head: f"{np.mean([float(row[head]) for row in rows]):.2f}" for head in ("integers", "all formats", "gain")}
+    return [*rows, {"generator": "mean"} | mean]
+
+
+def _bytes(layers: Layers, bits: float) -> int:
+    """Packed bytes of the uniform map, a mean of two where ``bits`` is no whole number."""
+    sizes = [size_of({layer.name: Format("int", width) for layer in layers}, layers) for width in _around(bits)]
+    return round(sum(sizes) / len(sizes))
+
+
+def _around(bits: float) -> tuple[int, ...]:
+    return (math.floor(bits), math.ceil(bits))
