@@ -1,8 +1,8 @@
 """Held-back PSNR, in dB, of maps of all kinds of formats and of integers alone, at equal bytes of the packed file.
 
-Generators and inputs are those of the allocation table; a budget is the packed bytes of the uniform map of so many bits,
-2.5 being half-way between two. Both columns come from one search (effort `standard`), whose candidates the integers are;
-seconds are those of the whole call.
+Generators and inputs are those of the allocation table; a budget is the packed bytes of the uniform map of so many
+bits, 2.5 being half-way between two. Both columns come from one search (effort `standard`), whose candidates the
+integers are; seconds are those of the whole call.
 """
 
 from __future__ import annotations
@@ -22,8 +22,28 @@ from mpsearch.types import BitMap, Format, Layers, parse_formats
 
 BUDGETS = (2.5, 3.0, 4.0)
 INTEGERS = tuple(f"w{bits}" for bits in range(2, 9))
-RICHER = tuple(
-    "w1 w2z w3z w4z w2g32 w3g32 w4g32 w2r2 w3r2 ternary p2 p3 p4 p5 k6x3 k8x3 k8x4 k10x4 fp8 fp16 bf16".split()
+RICHER = (
+    "w1",
+    "w2z",
+    "w3z",
+    "w4z",
+    "w2g32",
+    "w3g32",
+    "w4g32",
+    "w2r2",
+    "w3r2",
+    "ternary",
+    "p2",
+    "p3",
+    "p4",
+    "p5",
+    "k6x3",
+    "k8x3",
+    "k8x4",
+    "k10x4",
+    "fp8",
+    "fp16",
+    "bf16",
 )
 
 
