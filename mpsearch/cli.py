@@ -223,19 +223,21 @@ def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed:
 def recover(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
     method: Annotated[
-        str | None, typer.Option(help=f"{', '.join(RECOVERERS)}; by default what the config says.")
+        list[str] | None,
+        typer.Option(help=f"{', '.join(RECOVERERS)}; repeated: one after the other; by default what the config says."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Of the method, such as steps=1000; may be repeated.")
+        list[str] | None, typer.Option(help="Of the last method, such as steps=1000; may be repeated.")
     ] = None,
 ) -> None:
     """Train the weights of the found map to draw the pictures of the float generator; formats and bytes stay.
 
     Example: `mpsearch recover runs/sagan --method distil --option steps=1000`
     """
-    asked = MethodConfig(name=method or "distil", options=options_of(option or ())) if method or option else None
+    *names, last = method or ["distil"]
+    asked = [*(MethodConfig(name=name) for name in names), MethodConfig(name=last, options=options_of(option or ()))]
     with working(resumed(folder), folder) as work:
-        found = recovery_run.recover(work, asked)
+        found = recovery_run.recover(work, asked if method or option else ())
     show_recovery(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,10 +115,15 @@ class RunConfig(_Strict):
     groups: int = Field(default=1, ge=1)
     solver: MethodConfig | None = None
     quality: QualityConfig | None = None
-    recover: MethodConfig | None = None
+    recover: tuple[MethodConfig, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: str = "auto"
     base: Path = Path()
+
+    @field_validator("recover", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, Mapping) else value or ()
 
     @field_validator("formats")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mpsearch.artifact import read_json
 from mpsearch.config import MethodConfig, RunConfig
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.export import load_packed
+from mpsearch.protocols import Recoverer
 from mpsearch.recovery import RECOVERERS
 from mpsearch.registry import make
 from mpsearch.run import DISTANCES, HELDBACK, Run
@@ -51,21 +52,26 @@ class Recovery:
             raise ArtifactError(f"not a recovery: {error}") from None
 
 
-def recover(run: Run, asked: MethodConfig | None = None) -> Recovery:
-    """``recovery.json``, ``recovered/`` and the report with both; ``asked`` replaces ``recover:`` of the config."""
-    chosen = asked or run.config.recover or MethodConfig(name="distil")
-    method = make("recovery", RECOVERERS, chosen.name, chosen.options)
-    if "seed" not in chosen.options:
-        (method,) = api.with_seed([method], run.config.seed)
+def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
+    """``recovery.json``, ``recovered/`` and the report with both; ``asked`` replaces ``recover:`` of the config.
+
+    Several methods work one after the other, each on what the one before left.
+    """
+    chosen = asked or run.config.recover or (MethodConfig(name="distil"),)
+    methods = [_method(one, run.config.seed) for one in chosen]
+    run.check_unchanged()
     bitmap, samples, seed = run.solution.bitmap, run.config.samples, run.config.seed
-    key = fingerprint(run.quality.to_json(), bitmap.to_json(), repr(method), samples.recovery)
+    about = ", then ".join(map(repr, methods))
+    key = fingerprint(run.quality.to_json(), bitmap.to_json(), about, samples.recovery)
     packed = run.folder.path / FOLDER / "generator.safetensors"
 
     def compute() -> Recovery:
         start = time.perf_counter()
         parts = run.folder.parts("recovery", key)
-        snapshot = run.folder.snapshot("recovery", key)
-        bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, snapshot=snapshot)
+        bank = None
+        for at, method in enumerate(methods):
+            snapshot = run.folder.snapshot(f"recovery-{at}", key)
+            bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, bank, snapshot)
         seconds = time.perf_counter() - start
         held, many = run.inputs(samples.heldback, HELDBACK), run.inputs(samples.distances, DISTANCES)
         after = validation.validate(
@@ -73,11 +79,16 @@ def recover(run: Run, asked: MethodConfig | None = None) -> Recovery:
         )
         api.export(run.model, bitmap, packed.parent, held[:1], layers=run.layers, bank=bank)
         parts.clear()
-        return Recovery(repr(method), run.quality, after, seconds)
+        return Recovery(about, run.quality, after, seconds)
 
     found = run.folder.stage("recovery", "mpsearch-recovery/1", key, compute, Recovery.to_json, Recovery.from_json)
-    run.report((chosen.name, found.after, load_packed(packed, run.model)))
+    run.report((" and ".join(one.name for one in chosen), found.after, load_packed(packed, run.model)))
     return found
+
+
+def _method(asked: MethodConfig, seed: int) -> Recoverer:
+    method = make("recovery", RECOVERERS, asked.name, asked.options)
+    return method if "seed" in asked.options else api.with_seed([method], seed)[0]
 
 
 def resumed(folder: Path) -> RunConfig:

@@ -21,7 +21,7 @@ from mpsearch.budgets import check_budgets, cost_of, parse_budgets
 from mpsearch.calibration import Calibration, Progress, outputs, silent
 from mpsearch.config import ModelConfig, RunConfig
 from mpsearch.cost import cost_models
-from mpsearch.errors import UsageError
+from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.features import moments, pooled_pixels
 from mpsearch.inputs import REFINERS, SOURCES, Batches, Purpose, Refiner, Shares, Source, Stock, draw, regions_of
 from mpsearch.inputs.columns import batched, joined
@@ -63,6 +63,7 @@ PURPOSES: Mapping[int, Purpose] = {
     DISTANCES: "distances",
     REFERENCE: "reference",
 }
+LAYERS_SCHEMA = "mpsearch-layers/1"
 NETWORK_ROLES = {"sampler", "mapping"}  # of a float network that an entry of ``inputs`` may name
 AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 
@@ -219,17 +220,28 @@ class Run:
     def _calibration(self, count: int, offset: int) -> Calibration:
         return Calibration.of(self.inputs(count, offset), device_of(self.model))
 
+    @property
+    def _layers_key(self) -> str:
+        return fingerprint(self._identity, self.config.layers.model_dump(mode="json"))
+
+    def check_unchanged(self) -> None:
+        """An ``ArtifactError`` where the folder's map was made for other weights, code or inputs."""
+        made, now = self.folder.key("layers", LAYERS_SCHEMA), self._layers_key
+        if made not in (None, now):
+            raise ArtifactError(
+                f"the weights, code or inputs of {self.config.model.name} have changed since the map in "
+                f"{self.folder.path} was made (hash {made}, now {now}): make a new one with mpsearch run"
+            )
+
     @cached_property
     def layers(self) -> Layers:
         """``layers.json``."""
-        chosen = self.config.layers
-        key = fingerprint(self._identity, chosen.model_dump(mode="json"))
         first = self._calibration(self.config.samples.calibration, 0)
         return self.folder.stage(
             "layers",
-            "mpsearch-layers/1",
-            key,
-            lambda: find_layers(self.model, first.batches[0], **dict(chosen)),
+            LAYERS_SCHEMA,
+            self._layers_key,
+            lambda: find_layers(self.model, first.batches[0], **dict(self.config.layers)),
             Layers.to_json,
             Layers.from_json,
         )

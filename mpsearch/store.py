@@ -72,6 +72,11 @@ class RunFolder:
         write_json(path, schema, {"key": key, **encode(value)})
         return value
 
+    def key(self, name: str, schema: str) -> str | None:
+        """What a stored stage was made for; None where it is not there."""
+        path = self.path / f"{name}.json"
+        return str(read_json(path, schema).get("key")) if path.exists() else None
+
     def journal(self, key: str) -> Journal:
         return Journal(self.path / "measurements.jsonl", key)
 

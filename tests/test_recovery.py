@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -12,10 +13,11 @@ import mpsearch
 from mpsearch import ArtifactError, BitMap, CalibrationError, UsageError
 from mpsearch.calibration import Calibration
 from mpsearch.cli import app
-from mpsearch.config import MethodConfig, RunConfig, options_of
+from mpsearch.config import MethodConfig, RunConfig, load_config, options_of
 from mpsearch.export import load_packed, payload_bytes
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
+from mpsearch.recovery.trial import Trial
 from mpsearch.recovery_run import recover, resumed
 from mpsearch.run import Run
 
@@ -212,7 +214,7 @@ def test_a_run_folder_is_recovered_once(tmp_path, monkeypatch):
     assert payload_bytes(packed) == run.solution.costs["size"]
     monkeypatch.setattr("mpsearch.api.recover", None)  # nothing is trained again
     asked = MethodConfig(name="distil", options={"steps": 6, "checks": 1})
-    again = recover(Run(resumed(tmp_path / "run"), tmp_path / "run"), asked)
+    again = recover(Run(resumed(tmp_path / "run"), tmp_path / "run"), [asked])
     assert json.loads(json.dumps(again.to_json())).items() <= found.items()
 
 
@@ -224,6 +226,39 @@ def test_a_run_recovers_where_its_config_says_so(tmp_path):
     assert "BiasCorrection" in json.loads((tmp_path / "run" / "recovery.json").read_text())["method"]
     refused = CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--method", "biass"])
     assert "unknown recovery 'biass'" in str(refused.exception)
+
+
+def test_several_methods_work_one_after_the_other(mixed, tmp_path):
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+    chain = [{"name": "adaround", "options": {"steps": 5}}, {"name": "distil", "options": {"steps": 5, "checks": 1}}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config | {"recover": chain}))
+    found = recover(Run(load_config(tmp_path / "own.yaml"), tmp_path / "run"))
+    assert found.method.startswith("AdaRound(")
+    assert ", then Distil(" in found.method
+    model, batches = mixed
+    first = mpsearch.recover(model, MAP, batches, "adaround", steps=60)
+    both = mpsearch.recover(model, MAP, batches, bank=first, steps=60)
+    unseen = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(99)),)]
+    assert error(model, MAP, unseen, both) < 0.9 * error(model, MAP, unseen, first)
+
+
+def test_weights_that_changed_since_the_map_was_made_are_refused(tmp_path):
+    torch.manual_seed(0)
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef build():\n"
+        "    return nn.Sequential(nn.Linear(64, 48), nn.Unflatten(1, (3, 4, 4))).eval()\n"
+    )
+    own = nn.Sequential(nn.Linear(64, 48))
+    save_file(dict(own.state_dict()), tmp_path / "own.safetensors")
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+    config["model"] = {"factory": "own.py:build", "weights": "own.safetensors"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    _ = Run(load_config(tmp_path / "own.yaml"), tmp_path / "run").quality
+    save_file({key: value + 0.01 for key, value in own.state_dict().items()}, tmp_path / "own.safetensors")
+    before = (tmp_path / "run" / "bitmap.json").read_bytes()
+    with pytest.raises(ArtifactError, match=r"weights, code or inputs of own.py:build have changed since the map in"):
+        recover(Run(resumed(tmp_path / "run"), tmp_path / "run"))
+    assert (tmp_path / "run" / "bitmap.json").read_bytes() == before
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -239,7 +274,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_a_map_of_floats_has_nothing_to_learn(mixed):
     model, batches = mixed
-    bank = WeightBank(model)
-    bitmap = BitMap({"last.weight": "fp16"})
-    found = RECOVERERS["distil"]()(model, bitmap, bank, Calibration.of(batches))
-    assert (found.weights, found.tensors) == ({}, {})
+    trial = Trial(model, BitMap({"last.weight": "fp16"}), WeightBank(model), Calibration.of(batches))
+    RECOVERERS["distil"]()(trial)
+    assert (trial.best.weights, trial.best.tensors) == ({}, {})
