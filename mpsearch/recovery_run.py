@@ -71,7 +71,7 @@ def recover(run: Run, asked: MethodConfig | None = None) -> Recovery:
         after = validation.validate(
             run.model, bitmap, held, run.features, run.reference, many, seed, run.progress, parts, bank
         )
-        api.export(run.model, bitmap, packed.parent, held[:1], layers=run.layers, bank=bank)
+        api.export(run.model, bitmap, packed.parent, held[:1], run.kinds, run.layers, bank)
         parts.clear()
         return Recovery(repr(method), run.quality, after, seconds)
 
