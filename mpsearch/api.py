@@ -67,6 +67,7 @@ from mpsearch.types import (
 T = TypeVar("T")
 Array = NDArray[np.float64]
 FORMATS = ("w2", "w3", "w4", "w5", "w6", "w7", "w8")
+KINDS = ("json", "yaml", "csv", "packed")
 
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
@@ -103,7 +104,8 @@ def allocate(
     Args:
         model: any image generator.
         batches: calibration inputs, a sequence of tuples of positional arguments; no labels.
-        budgets: ``bits<=4``, ``size<=20%``, ``bops<=30%``, ``memory<=64KiB``, ``latency<=8ms`` …; all of them hold.
+        budgets: ``bits<=4``, ``size<=20%``, ``coded<=15%``, ``bops<=30%``, ``memory<=64KiB``, ``latency<=8ms`` …; they
+            all hold.
         formats: the choices of every layer.
         effort: ``fast`` = one-pass table and exact solve; ``standard`` = then singles measured where they matter, and
             a search on the true error; ``thorough`` = a longer one from several starts, and Bayesian search.
@@ -130,7 +132,7 @@ def allocate(
     """
     solvers = with_seed(lookup("effort", EFFORTS, effort), seed)
     check_groups(groups)
-    costs = cost_models(latency)
+    costs = cost_models(latency, lambda layer, format: subject.bank.saved(layer, format))
     choices, limits = parse_formats(formats), parse_budgets(budgets, costs)
     rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together, "channel_ranges": channel_ranges}
     subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
@@ -245,7 +247,7 @@ def search(
         channels: damage of every output channel; needed where ``groups`` is more than 1.
         costs: the cost models, :func:`mpsearch.cost.cost_models`, with measured latencies where there are any.
     """
-    costs = cost_models() if costs is None else costs
+    costs = cost_models(saved=subject.bank.saved if subject else None) if costs is None else costs
     limits = [limit_of(budget, layers, table.formats, costs) for budget in parse_budgets(budgets, costs)]
     problem = problem_of(table, layers, limits)
     reported = reported_costs(limits, problem, layers, costs)
@@ -415,7 +417,7 @@ def export(
     bitmap: Mapping[str, Format | str],
     out: str | Path,
     batches: Iterable[Any],
-    kinds: Iterable[str] = ("json", "yaml", "csv", "packed"),
+    kinds: Iterable[str] = KINDS,
     layers: Layers | None = None,
     bank: WeightBank | None = None,
 ) -> dict[str, Path]:
@@ -426,7 +428,8 @@ def export(
         bitmap: layer name → format.
         out: folder.
         batches: inputs, to measure layers and any missing activation range.
-        kinds: ``json``, ``yaml``, ``csv`` (the map) and ``packed`` (the generator, see :func:`mpsearch.load_packed`).
+        kinds: ``json``, ``yaml``, ``csv`` (the map), ``packed`` (the generator, see :func:`mpsearch.load_packed`) and
+            ``coded`` (the same in fewer bytes).
         layers: those of :func:`find_layers`, when they are known.
         bank: quantized weights, those of :func:`recover`; by default the nearest ones.
 
@@ -443,10 +446,12 @@ def export(
     files: dict[str, Path] = {}
     for exporter in exporters:
         files |= exporter(model, layers, bitmap, bank, Path(out))
-    if "packed" in files:
-        predicted = size_of(bitmap, layers)
-        if (written := payload_bytes(files["packed"])) != predicted:
-            raise ModelError(f"the packed file holds {written} bytes, predicted were {predicted}")
+    for kind in ("packed", "coded"):
+        if kind in files:
+            saved = sum(bank.saved(layer.name, bitmap[layer.name]) for layer in layers) if kind == "coded" else 0
+            predicted = size_of(bitmap, layers) - saved
+            if (written := payload_bytes(files[kind])) != predicted:
+                raise ModelError(f"the {kind} file holds {written} bytes, predicted were {predicted}")
     return files
 
 

@@ -30,6 +30,8 @@ def parse_budgets(
     for budget in parsed:
         if budget.cost == "latency" and "latency" not in models:
             raise UsageError(f"the budget {budget} needs measured times: give a table of layer,format,milliseconds")
+        if budget.cost == "coded" and "coded" not in models:
+            raise UsageError(f"the budget {budget} needs the weights: give the generator, or budget size instead")
         lookup("cost", models, budget.cost)
     return parsed
 
@@ -67,8 +69,11 @@ def check_budgets(
 def reported_costs(
     limits: Sequence[Limit], problem: Problem, layers: Layers, costs: Mapping[str, CostModel]
 ) -> list[Limit]:
-    """The budgets, and every other cost that is known of all choices, in the units of the problem."""
-    others = [name for name in costs if name not in {limit.budget.cost for limit in limits}]
+    """The budgets, and every other cost that is known of all choices, in the units of the problem.
+
+    ``coded`` only where it is asked for: all weights in all formats are coded for it.
+    """
+    others = [name for name in costs if name not in {"coded", *(limit.budget.cost for limit in limits)}]
     found = [*limits, *(limit_of(Budget(name, math.inf), layers, problem.formats, costs) for name in others)]
     found = [replace(limit, costs=merged(limit.costs, layers)) for limit in found]
     return [limit for limit in found if not np.isnan(limit.costs.values[problem.allowed]).any()]

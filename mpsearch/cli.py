@@ -40,7 +40,7 @@ notes = Console(stderr=True)
 Config = Annotated[Path | None, typer.Argument(help="A run config in YAML; without one, the embedded generator.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="A run config in YAML; without one, the embedded generator.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a killed run continues in it. By default runs/NAME.")]
-BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'bops<=30%'; may be repeated.")]
+BudgetOption = Annotated[list[str] | None, typer.Option(help="'bits<=4', 'size<=20%', 'coded<=15%'; may be repeated.")]
 TargetOption = Annotated[
     str | None, typer.Option("--target", help="'psnr>=35', 'fd<=float+0.5': the smallest map that is so good.")
 ]
@@ -208,13 +208,17 @@ def pareto(
 
 
 @app.command()
-def export(config: Config = None, out: Out = None, bitmap: MapFile = None, seed: Seed = None) -> None:
+def export(
+    config: Config = None, out: Out = None, bitmap: MapFile = None,
+    coded: Annotated[bool, typer.Option("--coded", help="Also with codes in fewer bytes, entropy-coded.")] = False,
+    seed: Seed = None,
+) -> None:  # fmt: skip
     """Write the map as JSON, YAML and CSV, and the generator as one bit-packed safetensors file.
 
     Example: `mpsearch export configs/zoo-dcgan-faces.yaml --out runs/faces`
     """
     with working(config, out, seed=seed) as run:
-        files = run.export(None if bitmap is None else read_map(bitmap))
+        files = run.export(None if bitmap is None else read_map(bitmap), coded)
     for kind, path in files.items():
         screen.print(f"{kind}: {path} ({path.stat().st_size:,} bytes)", soft_wrap=True)
 

@@ -77,7 +77,7 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
         after = validation.validate(
             run.model, bitmap, held, run.features, run.reference, many, seed, run.progress, parts, bank
         )
-        api.export(run.model, bitmap, packed.parent, held[:1], layers=run.layers, bank=bank)
+        api.export(run.model, bitmap, packed.parent, held[:1], run.kinds, run.layers, bank)
         parts.clear()
         return Recovery(about, run.quality, after, seconds)
 

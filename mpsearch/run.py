@@ -37,7 +37,19 @@ from mpsearch.sensitivity import ESTIMATORS, by_stratum
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Layer, Layers, QualityReport, Solution, Table, Target, gap_db, parse_formats
+from mpsearch.types import (
+    FLOAT,
+    BitMap,
+    Budget,
+    Layer,
+    Layers,
+    QualityReport,
+    Solution,
+    Table,
+    Target,
+    gap_db,
+    parse_formats,
+)
 from mpsearch.zoo import (
     PUBLISHED,
     WEIGHTS,
@@ -250,7 +262,15 @@ class Run:
     def costs(self) -> dict[str, CostModel]:
         """The cost models; ``latency`` among them where the config names a table of it."""
         path = self.config.latency
-        return cost_models(None if path is None else self.config.base / path)
+        table = None if path is None else self.config.base / path
+        return cost_models(table, lambda layer, format: self.subject.bank.saved(layer, format))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is exported; ``coded`` where its bytes are a budget or the cost."""
+        named = {Budget.parse(text).cost for text in self.config.budgets}
+        named |= {self.config.cost} if self.config.target else set()
+        return (*api.KINDS, "coded") if "coded" in named else api.KINDS
 
     @cached_property
     def subject(self) -> Subject:
@@ -515,11 +535,12 @@ class Run:
         spans = {known[given].name: span for given, span in bitmap.ranges.items()}
         return BitMap(formats, spans)
 
-    def export(self, bitmap: BitMap | None = None) -> dict[str, Path]:
-        """``export/``: the map as JSON, YAML and CSV, and the packed generator."""
+    def export(self, bitmap: BitMap | None = None, coded: bool = False) -> dict[str, Path]:
+        """``export/``: the map as JSON, YAML and CSV, the packed generator, and the entropy-coded one where asked."""
+        kinds = dict.fromkeys([*self.kinds, "coded"] if coded else self.kinds)
         chosen = self.solution.bitmap if bitmap is None else bitmap
         first = self.subject.calibration.batches[:1]
-        return api.export(self.model, chosen, self.folder.path / "export", first, layers=self.layers)
+        return api.export(self.model, chosen, self.folder.path / "export", first, kinds, self.layers)
 
     def report(self, recovered: tuple[str, QualityReport, nn.Module] | None = None) -> Path:
         """``samples.png`` and ``report.md``; ``recovered`` are a method, its quality and its generator."""

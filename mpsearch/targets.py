@@ -73,7 +73,8 @@ def smallest(
         batches: calibration inputs; the target is met on these, so check the answer on others.
         target: ``psnr>=35``: dB of the mean squared error to the float images, the peak being their range;
             ``fd<=float+0.5``: the Fréchet distance is at most 0.5 above that of the float generator, same inputs.
-        cost: what is to be small: ``size``, ``bits``, ``bops``, ``memory``, or ``latency`` where it was measured.
+        cost: what is to be small: ``size``, ``bits``, ``bops``, ``memory``, ``coded``, or ``latency`` where it was
+            measured.
         budgets: that hold besides.
         features: feature network of the distances.
         reference: real features; without them, those of the float generator on ``batches``.
@@ -90,7 +91,7 @@ def smallest(
     """
     solvers = api.with_seed(lookup("effort", api.EFFORTS, effort), seed)
     api.check_groups(groups)
-    costs = cost_models(latency)
+    costs = cost_models(latency, lambda layer, format: subject.bank.saved(layer, format))
     choices, limits = parse_formats(formats), _budgets(budgets, costs)
     goal = parse(target)
     check_cost(cost, costs)
@@ -134,7 +135,7 @@ def meet(
     costs: Mapping[str, CostModel] | None = None,
 ) -> Solution:
     """The map of least ``cost`` that meets the target, from a table; every step is an :func:`mpsearch.search`."""
-    costs = cost_models() if costs is None else costs
+    costs = cost_models(saved=subject.bank.saved) if costs is None else costs
     check_cost(cost, costs)
     limits = _budgets(budgets, costs)
     free = limit_of(Budget(cost, math.inf), layers, table.formats, costs)

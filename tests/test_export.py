@@ -55,7 +55,9 @@ def test_the_packed_generator_computes_what_the_map_computes(case, tmp_path, sna
 
 def test_every_kind_of_map_reads_back(deconv, tmp_path):
     model, batches = deconv
-    files = export(model, {"main.0.weight": "w3a8", "main.3.weight": "float", "main.5.weight": "w8"}, tmp_path, batches)
+    files = export(
+        model, {"main.0.weight": "w3a8", "main.3.weight": "float", "main.5.weight": "w8"}, tmp_path, batches, EXPORTERS
+    )
     assert set(files) == set(EXPORTERS)
     maps = [read_map(files[kind]) for kind in ("json", "yaml", "csv")]
     assert maps[0] == maps[1] == maps[2]

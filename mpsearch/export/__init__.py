@@ -10,6 +10,7 @@ EXPORTERS: dict[str, Exporter] = {
     "yaml": MapText("yaml"),
     "csv": MapText("csv"),
     "packed": Packed(),
+    "coded": Packed(coded=True),
 }
 
 __all__ = ["EXPORTERS", "MapText", "Packed", "Split", "load_packed", "payload_bytes", "read_map", "split"]

@@ -1,8 +1,9 @@
-"""``packed``: the quantized generator as one bit-packed safetensors file, and back."""
+"""``packed`` and ``coded``: the quantized generator as one safetensors file, and back."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from mpsearch.errors import ArtifactError
 from mpsearch.model import copy_of, input_axis, make_permanent, map_input, one_line, owner
 from mpsearch.quant import InputGrid, QuantizedWeight, WeightBank
 from mpsearch.quant.stored import form_of, stored_widths
-from mpsearch.types import BitMap, Format, Layers, Range
+from mpsearch.quant.stored.entropy import coded, decoded
+from mpsearch.types import BitMap, Format, Layer, Layers, Range
 
 SCHEMA = "mpsearch-packed/1"
+CODED_SCHEMA = "mpsearch-coded/1"  # no reader of the other one takes coded bytes for codes
 METADATA = "mpsearch"
 MARK = "#"  # between a layer and a part of it; no key of state_dict has one
 RANGE = "range"
@@ -30,9 +33,15 @@ RANGE = "range"
 class Packed:
     """``generator.safetensors``: codes, scales and activation ranges of the quantized layers, the rest as it is.
 
-    The payload (the sum of all tensors) is exactly the ``size`` cost of the map. The header's metadata holds format,
-    shape and channel axis of every layer. :func:`load_packed` reads it back.
+    The payload (the sum of all tensors) is exactly the ``size`` cost of the map, or its ``coded`` cost. The header's
+    metadata holds format, shape and channel axis of every layer. :func:`load_packed` reads it back.
+
+    Attributes:
+        coded: write ``generator.coded.safetensors``, with the codes of every layer that it makes smaller
+            entropy-coded; the header has the checksum of the plain ones then.
     """
+
+    coded: bool = False
 
     def __call__(
         self, model: nn.Module, layers: Layers, bitmap: BitMap, bank: WeightBank, out: Path
@@ -42,12 +51,13 @@ class Packed:
         replaced: set[str] = set()
         for layer in layers:
             format = bitmap.get(layer.name, Format())
+            about: dict[str, Any] = {}
             if format.act_bits:
                 ends = [(low, high) for low, high, _ in bitmap.ranges[layer.name]]
                 parts = max(1, len(layer.input_parts)) if len(ends) == 1 else 1  # one for all is one for each
                 tensors[layer.name + MARK + RANGE] = torch.tensor(ends * parts, dtype=torch.float32)
             if format.kind != "float":
-                stored = bank.quantized(layer.name, format).packed()
+                stored, about = self._stored(layer, format, bank)
                 tensors |= {layer.name + MARK + part: value for part, value in stored.items()}
                 replaced |= set(layer.state_keys)
             header[layer.name] = {
@@ -58,14 +68,27 @@ class Packed:
                 "places": bank.site(layer.name).places,
                 "state_keys": layer.state_keys,
                 "input_parts": layer.input_parts,
+                **about,
             }
         state = {**model.state_dict(), **bank.tensors}
         tensors |= _unique({k: v for k, v in state.items() if isinstance(v, Tensor) and k not in replaced})
-        path = out / "generator.safetensors"
+        kind, name, schema = (
+            ("coded", "generator.coded", CODED_SCHEMA) if self.coded else ("packed", "generator", SCHEMA)
+        )
+        path = out / f"{name}.safetensors"
         # One entry only: safetensors writes several in an order that changes from run to run.
-        write_bytes(path, save(tensors, {METADATA: json.dumps({"schema": SCHEMA, "layers": header})}))
+        write_bytes(path, save(tensors, {METADATA: json.dumps({"schema": schema, "layers": header})}))
         _verify(path, layers, bitmap, bank)
-        return {"packed": path}
+        return {kind: path}
+
+    def _stored(self, layer: Layer, format: Format, bank: WeightBank) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(parts of a quantized weight, what the header says of their coding)."""
+        parts = bank.quantized(layer.name, format).packed()
+        if not (self.coded and bank.saved(layer.name, format)):
+            return parts, {}
+        plain = parts["codes"].numpy()
+        stream = coded(plain, format, layer.shape, layer.channel_axis)
+        return parts | {"codes": torch.from_numpy(stream)}, {"coding": "huffman", "crc32": zlib.crc32(plain.tobytes())}
 
 
 def payload_bytes(path: Path) -> int:
@@ -99,6 +122,8 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                     ends = zip(tensors[name + MARK + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
                     ranges = tuple(Range(low, high, channels) for (low, high), channels in ends)
                     map_input(module, InputGrid(ranges, format.act_bits, input_axis(module) or 1))
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
     except Exception as error:  # whatever a foreign header or another architecture makes torch say
         raise ArtifactError(f"{path} does not fit the model: {one_line(error)}") from None
     return model.eval()
@@ -141,7 +166,16 @@ def _stored_weight(
     tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], format: Format
 ) -> QuantizedWeight:
     shape, axis, dtype = list(entry["shape"]), int(entry["channel_axis"]), getattr(torch, entry["dtype"])
-    return form_of(format).unpacked(_parts(tensors, name), format.weight_only, shape, axis, dtype)
+    parts = _parts(tensors, name)
+    if "coding" in entry:
+        try:
+            codes = decoded(parts["codes"].numpy(), format, shape, axis)
+        except ArtifactError as error:
+            raise ArtifactError(f"the codes of {name} are truncated or corrupt: {error}") from None
+        if zlib.crc32(codes.tobytes()) != entry["crc32"]:
+            raise ArtifactError(f"the codes of {name} are corrupt: they do not have the checksum of the header")
+        parts["codes"] = torch.from_numpy(codes)
+    return form_of(format).unpacked(parts, format.weight_only, shape, axis, dtype)
 
 
 def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ArtifactError(f"{path} is no safetensors file, or a truncated one: {error}") from None
     try:
         header = json.loads(metadata.get(METADATA, "{}"))
-        if (found := header.get("schema")) != SCHEMA:
+        if (found := header.get("schema")) not in (SCHEMA, CODED_SCHEMA):
             raise ArtifactError(f"{path} has schema {found!r}, expected {SCHEMA!r}")
         return tensors, dict(header["layers"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpsearch.errors import UsageError
 from mpsearch.layers import Site, find_sites
 from mpsearch.quant.stored import Integers, QuantizedWeight, quantize_weight
+from mpsearch.quant.stored.entropy import CODABLE, coded_bytes
 from mpsearch.types import BitMap, Format, Ranges
 from mpsearch.types.storage import unfit
 
@@ -111,6 +112,13 @@ class WeightBank:
             codes = torch.where(widths == bits, whole.codes, codes)
             scale = torch.where(widths == bits, whole.scale, scale)
         return Integers(format, site.axis, site.weight.dtype, codes, scale)
+
+    def saved(self, layer: str, format: Format) -> int:
+        """Bytes that entropy coding takes off the packed weight; 0 where plain codes are no longer."""
+        if format.kind not in CODABLE:
+            return 0
+        site, codes = self.site(layer), self.quantized(layer, format).packed()["codes"].numpy()
+        return max(0, len(codes) - coded_bytes(codes, format, site.weight.shape, site.axis))
 
     def dequantized(self, layer: str, format: Format) -> Tensor:
         """The weight under ``format``; the float one itself where it is kept."""
