@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import ArtifactError
 from mpsearch.model import Reuse
-from mpsearch.quant import InputGrid, Observed, WeightBank, applied, observe
-from mpsearch.types import FLOAT, BitMap, Format, Layer, Layers, Measured
+from mpsearch.quant import Grid, InputGrid, Observed, WeightBank, applied, input_grid, observe
+from mpsearch.types import FLOAT, BitMap, Format, Layer, Layers, Measured, activations_of
 
 HOPELESS = 4.0  # standard errors
 FEW = 8  # samples that say nothing about hope
@@ -51,7 +51,7 @@ class Subject:
         self.evaluations = 0
         self.asked: set[str] = set()
         self._whole: Subject | None = None  # the subject that this is a part of
-        self._ranges: dict[tuple[str, int], InputGrid] = {}
+        self._grids: dict[tuple[str, Format], Grid] = {}
         self._least = math.inf  # error of the map whose activations are kept
         self._parts: dict[tuple[int, int], list[tuple[tuple[Any, ...], Tensor]]] = {}
 
@@ -86,23 +86,26 @@ class Subject:
         """What ``layer`` computes with in a format; its float weight where it cannot take that."""
         return self.bank.dequantized(layer.name, format if layer.allows(format.weight_only) else FLOAT)
 
-    def ranges(self, formats: Iterable[Format]) -> dict[tuple[str, int], InputGrid]:
-        """Activation ranges of every layer at every width in ``formats``, fitted on the calibration inputs."""
+    def grids(self, formats: Iterable[Format]) -> dict[tuple[str, Format], Grid]:
+        """(layer, activations alone) → how its input is rounded, for every layer and all activations in ``formats``;
+        ranges are fitted on the calibration inputs."""
         if self._whole is not None:
-            return self._whole.ranges(formats)
-        widths = sorted({format.act_bits for format in formats if format.act_bits})
-        found = {
-            (name, bits): self._ranges.get((name, bits)) or seen.grid(bits)
-            for name, seen in self._observed[1].items()
-            for bits in widths
-        }
-        self._ranges |= found
+            return self._whole.grids(formats)
+        keys = [(name, act) for name in self._observed[1] for act in activations_of(formats)]
+        found = {key: self._grids.get(key) or self._grid(*key) for key in keys}
+        self._grids |= found
         return found
 
+    def _grid(self, layer: str, act: Format) -> Grid:
+        assert act.act_bits is not None
+        ranges = self._observed[1][layer].grid(act.act_bits).ranges if act.ranged else ()
+        return input_grid(act, ranges, self.bank.site(layer).input_axis)
+
     def with_ranges(self, bitmap: BitMap) -> BitMap:
-        """The map with the calibrated range of every activation it quantizes."""
-        fitted = self.ranges(bitmap.values())
-        return bitmap.with_ranges({n: fitted[n, f.act_bits].ranges for n, f in bitmap.items() if f.act_bits})
+        """The map with the calibrated range of every activation that needs one."""
+        grids = self.grids(bitmap.values()).items()
+        fitted = {key: grid.ranges for key, grid in grids if isinstance(grid, InputGrid)}
+        return bitmap.with_ranges({n: fitted[n, f.act_only] for n, f in bitmap.items() if f.ranged})
 
     def error(self, bitmap: BitMap, rival: Measured | None = None) -> Measured:
         """True paired mean squared error of a whole map, with its standard error over samples.

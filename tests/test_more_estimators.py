@@ -75,7 +75,7 @@ def test_local_is_the_mean_square_of_the_layers_own_change(deconv):
     subject = make_subject(model, batches)
     formats = parse_formats(["w3", "w3a4"])
     table = Local()(subject, formats)
-    ranges = subject.ranges(formats)
+    grids = subject.grids(formats)
     model.eval()
     run = {
         "main.0.weight": lambda x, w: F.conv_transpose2d(x, w, None, 1, 0),
@@ -89,7 +89,7 @@ def test_local_is_the_mean_square_of_the_layers_own_change(deconv):
                 x = model.main[: int(name[5])](sample[None, :, None, None]).detach()
                 float_output = function(x, subject.bank.weight(name))
                 for format in formats:
-                    read = ranges[name, 4](x) if format.act_bits else x
+                    read = grids[name, format.act_only](x) if format.act_bits else x
                     change = function(read, subject.bank.dequantized(name, format)) - float_output
                     errors[format].append(change.double().square().mean().item())
         for column, format in enumerate(formats):
@@ -198,7 +198,7 @@ def test_fisher_of_activations_is_the_diagonal_too():
     subject = subject_of(nn.Linear(5, 3, bias=False), draw(50, 5))
     (format,) = parse_formats(["a4"])
     x = subject.calibration.batches[0][0]
-    error = subject.ranges([format])["weight", 4](x) - x
+    error = subject.grids([format])["weight", format](x) - x
     expected = (error.square() @ subject.bank.weight("weight").square().T).mean().item()
     table = Fisher(probes=2000)(subject, [format])
     assert abs(table.values[0, 0] - expected) <= 4 * table.stderr[0, 0]
@@ -278,8 +278,8 @@ def test_orm_multiplies_with_the_rounding_noise_on_request():
     (x,) = subject.calibration.batches[0]
     weight = subject.bank.weight("one.weight")
     noise = (subject.bank.dequantized("one.weight", format) - weight).square().sum() / weight.square().sum()
-    read = (subject.ranges(formats)["one.weight", 6](x) - x).square().sum() / x.square().sum()
-    assert input_noise(subject, formats)["one.weight", 6] == pytest.approx(read.item(), rel=1e-5)
+    read = (subject.grids(formats)["one.weight", format.act_only](x) - x).square().sum() / x.square().sum()
+    assert input_noise(subject, formats)["one.weight", format.act_only] == pytest.approx(read.item(), rel=1e-5)
     table = method(subject, formats)
     assert table.value("one.weight", "w3a6") == pytest.approx(importance[1] * (noise + read).item(), rel=1e-5)
 
@@ -419,7 +419,7 @@ def test_signed_errors_are_those_over_samples_and_inputs_count():
     (format,) = formats = parse_formats(["w3a4"])
     table = Signed(loss=energy)(subject, formats)
     x, w = torch.cat([args[0] for args in subject.calibration.batches]), subject.bank.weight("weight")
-    dx = subject.ranges(formats)["weight", 4](x) - x
+    dx = subject.grids(formats)["weight", format.act_only](x) - x
     dw = subject.bank.dequantized("weight", format) - w
     scores = (2 * (x @ w.T) * (x @ dw.T + dx @ w.T)).mean(1)  # dL · dy of every sample
     assert table.values[0, 0] == pytest.approx(scores.mean().item(), rel=1e-4)

@@ -26,7 +26,7 @@ class Size:
 
 def layer_bytes(layer: Layer, format: Format) -> float:
     """Payload bytes of one layer."""
-    activation = RANGE_BYTES * max(1, len(layer.input_parts)) if format.act_bits else 0
+    activation = RANGE_BYTES * max(1, len(layer.input_parts)) if format.ranged else 0
     if format.kind == "float":
         return layer.float_bytes + activation
     return sum(parts(format, layer.shape, layer.channel_axis).values()) + activation

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError
 from mpsearch.model import copy_of, input_axis, make_permanent, map_input, one_line, owner
-from mpsearch.quant import InputGrid, QuantizedWeight, WeightBank
+from mpsearch.quant import QuantizedWeight, WeightBank, input_grid
 from mpsearch.quant.stored import form_of, stored_widths
 from mpsearch.quant.stored.entropy import coded, decoded
-from mpsearch.types import BitMap, Format, Layer, Layers, Range
+from mpsearch.types import BitMap, Format, Layer, Layers, Range, Ranges
 
 SCHEMA = "mpsearch-packed/1"
 CODED_SCHEMA = "mpsearch-coded/1"  # no reader of the other one takes coded bytes for codes
@@ -52,7 +52,7 @@ class Packed:
         for layer in layers:
             format = bitmap.get(layer.name, Format())
             about: dict[str, Any] = {}
-            if format.act_bits:
+            if format.ranged:
                 ends = [(low, high) for low, high, _ in bitmap.ranges[layer.name]]
                 parts = max(1, len(layer.input_parts)) if len(ends) == 1 else 1  # one for all is one for each
                 tensors[layer.name + MARK + RANGE] = torch.tensor(ends * parts, dtype=torch.float32)
@@ -119,9 +119,8 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
                 if format.kind != "float":
                     make_permanent(module, tensor, _stored_weight(tensors, name, entry, format).dequantized())
                 if format.act_bits:
-                    ends = zip(tensors[name + MARK + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
-                    ranges = tuple(Range(low, high, channels) for (low, high), channels in ends)
-                    map_input(module, InputGrid(ranges, format.act_bits, input_axis(module) or 1))
+                    ranges = _ranges(tensors, name, entry) if format.ranged else ()
+                    map_input(module, input_grid(format, ranges, input_axis(module) or 1))
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from None
     except Exception as error:  # whatever a foreign header or another architecture makes torch say
@@ -155,11 +154,17 @@ def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(name + MARK): value for key, value in tensors.items() if key.startswith(name + MARK)}
 
 
+def _ranges(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any]) -> Ranges:
+    ends = zip(tensors[name + MARK + RANGE].tolist(), entry.get("input_parts") or [0], strict=True)
+    return tuple(Range(low, high, channels) for (low, high), channels in ends)
+
+
 def _stored_format(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any]) -> Format:
     format = Format.parse(entry["format"])
     if "widths" not in (parts := _parts(tensors, name)):
         return format
-    return Format.of_channels(stored_widths(parts, int(entry["shape"][entry["channel_axis"]])), format.act_bits)
+    widths = stored_widths(parts, int(entry["shape"][entry["channel_axis"]]))
+    return Format.of_channels(widths).with_activations(format)
 
 
 def _stored_weight(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import UsageError
 from mpsearch.model import copy_of, device_of, make_permanent, map_input, owner
-from mpsearch.quant import InputGrid, WeightBank
+from mpsearch.quant import WeightBank, input_grid
 from mpsearch.types import BitMap, Format
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -56,7 +56,7 @@ def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
     bitmap = bank.normalised(bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap))
     twin = copy_of(model).eval()
     for name, format in bitmap.items():
-        if format.act_bits and name not in bitmap.ranges:
+        if format.ranged and name not in bitmap.ranges:
             raise UsageError(f"{name} lacks its activation range: pass the map of a solution, or one that was exported")
         for place in bank.site(name).places:
             module, tensor = owner(twin, place)
@@ -67,7 +67,7 @@ def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
                 module = _split_layer(module, format.channel_bits, name)
                 twin = _replaced(twin, path, module.to(device_of(twin)))
             if format.act_bits:
-                map_input(module, InputGrid(bitmap.ranges[name], format.act_bits, bank.site(name).input_axis))
+                map_input(module, input_grid(format, bitmap.ranges.get(name, ()), bank.site(name).input_axis))
     return twin
 
 

@@ -1,10 +1,11 @@
-"""Static affine activations, their ranges fitted on calibration inputs."""
+"""How inputs of layers are rounded: static affine activations, their ranges fitted on calibration inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ from mpsearch.types import Range, Ranges
 
 SAMPLES = 2**16  # values kept a layer; range error falls with their square root and is below 1 % here
 GRID = 8  # candidate ranges of each of two rounds, the second around the best of the first
+
+
+class Grid(Protocol):
+    """How a layer's input is rounded."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` rounded, same shape and dtype; differentiable."""
+        ...
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Step, its inverse, lowest and highest code beside zero; float32, ``(4, …)``, broadcasting with ``x``."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +52,14 @@ class InputGrid:
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` rounded, same shape and dtype; gradients pass straight through where nothing is clipped."""
         scale, zero_point = self._steps
-        values, top = x.float(), _top(self.bits)
+        values, most = x.float(), top(self.bits)
         if len(self.ranges) == 1:
-            rounded = torch.fake_quantize_per_tensor_affine(values, scale.item(), int(zero_point), 0, top)
+            rounded = torch.fake_quantize_per_tensor_affine(values, scale.item(), int(zero_point), 0, most)
         elif len(scale) != x.shape[self.axis]:
             raise UsageError(f"the map has activation ranges for {len(scale)} channels, the input {x.shape[self.axis]}")
         else:
             steps = scale.float().to(x.device), zero_point.int().to(x.device)
-            rounded = torch.fake_quantize_per_channel_affine(values, *steps, self.axis % x.ndim, 0, top)
+            rounded = torch.fake_quantize_per_channel_affine(values, *steps, self.axis % x.ndim, 0, most)
         return rounded.to(x.dtype)
 
     @cached_property
@@ -57,46 +70,49 @@ class InputGrid:
             ends = ends.repeat_interleave(torch.tensor([channels for *_, channels in self.ranges]), dim=0)
         return _steps(ends[:, 0], ends[:, 1], self.bits)
 
+    def levels(self, x: Tensor) -> Tensor:
+        """See :class:`Grid`."""
+        spread = [1] * x.ndim
+        if len(self.ranges) > 1:
+            spread[self.axis] = x.shape[self.axis]
+        return self._levels.to(x.device).view(4, *spread)
+
     @cached_property
-    def levels(self) -> Tensor:
-        """:func:`_levels`, ``(4, channels)``, or ``(4, 1)`` where one range holds for all."""
+    def _levels(self) -> Tensor:
         return _levels(*self._steps, self.bits)
 
 
-def input_errors(x: Tensor, grids: Sequence[InputGrid]) -> Tensor:
+def input_errors(x: Tensor, grids: Sequence[Grid]) -> Tensor:
     """``grid(x) − x`` on every grid of one layer in float32, ``(grids, elements of x)``."""
     values = x.detach().float()
-    if not grids:
-        return values.new_empty(0, values.numel())
-    spread = [1] * x.ndim
-    if len(grids[0].ranges) > 1:
-        spread[grids[0].axis] = x.shape[grids[0].axis]
-    levels = torch.stack([grid.levels for grid in grids], dim=1).to(x.device)
-    return _rounding(values, levels.view(4, len(grids), *spread)).flatten(1)
+    errors = values.new_empty(len(grids), *values.shape)
+    for grid, out in zip(grids, errors, strict=True):
+        nearest(values, grid.levels(values), out).sub_(values)
+    return errors.flatten(1)
 
 
-def _top(bits: int) -> int:
+def top(bits: int) -> int:
     """Largest code."""
     return (1 << bits) - 1
 
 
 def _steps(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the ranges ``low … high``, float64, in their shape."""
-    scale = ((high - low) / _top(bits)).clamp_min(1e-12)
-    return scale, (-low / scale).round().clamp(0, _top(bits))
+    scale = ((high - low) / top(bits)).clamp_min(1e-12)
+    return scale, (-low / scale).round().clamp(0, top(bits))
 
 
 def _levels(scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Scale, its inverse, lowest and highest code beside zero; float32, ``(4, …)``."""
     step = scale.float()
-    return torch.stack([step, 1 / step, -zero_point.float(), (_top(bits) - zero_point).float()])
+    return torch.stack([step, 1 / step, -zero_point.float(), (top(bits) - zero_point).float()])
 
 
-def _rounding(x: Tensor, levels: Tensor) -> Tensor:
-    """Rounding error of ``x`` on grids that it broadcasts with."""
+def nearest(x: Tensor, levels: Tensor, out: Tensor | None = None) -> Tensor:
+    """``x`` rounded on grids that it broadcasts with, see :meth:`Grid.levels`."""
     scale, inverse, low, high = levels
-    codes = torch.mul(x, inverse).round_()
-    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale).sub_(x)
+    codes = torch.mul(x, inverse, out=out).round_()
+    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale)
 
 
 class Observed:
@@ -227,7 +243,7 @@ def _fit(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
         """Of the shares of the extremes, ``(candidates, ranges)``, the best of every range."""
         lows, highs = (ends[:, None] * shares).float().double()
         levels = _levels(*_steps(lows, highs, bits), bits)
-        errors = _rounding(values, levels[:, :, None]).square_().sum(1)
+        errors = nearest(values, levels[:, :, None]).sub_(values).square_().sum(1)
         return shares.gather(0, errors.where((shares > 0) & (shares <= 1), torch.inf).argmin(0, keepdim=True))
 
     shares = 1 - torch.arange(GRID, dtype=torch.float64, device=values.device) / GRID

@@ -12,9 +12,10 @@ from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
 from mpsearch.layers import input_parts
 from mpsearch.model import device_of, inputs_mapped, substituted
-from mpsearch.quant.activations import InputGrid, observe
+from mpsearch.quant.activations import Grid, InputGrid, observe
 from mpsearch.quant.bank import WeightBank
-from mpsearch.types import BitMap, Format
+from mpsearch.quant.dynamic import DynamicGrid
+from mpsearch.types import BitMap, Format, Ranges
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def with_ranges(
 ) -> BitMap:
     """The map under first names, with every activation range it needs, fitted on ``batches`` where it has none."""
     bitmap = bank.normalised(bitmap)
-    missing = {name: f.act_bits for name, f in bitmap.items() if f.act_bits and name not in bitmap.ranges}
+    missing = {name: f.act_bits for name, f in bitmap.items() if f.act_bits and f.ranged and name not in bitmap.ranges}
     if not missing:
         return bitmap
     if batches is None:
@@ -74,13 +75,26 @@ def applied(model: nn.Module, bitmap: BitMap, bank: WeightBank) -> Iterator[dict
         yield values
 
 
-def input_grids(bitmap: BitMap, bank: WeightBank, layers: Collection[str] | None = None) -> dict[str, InputGrid]:
+def input_grids(bitmap: BitMap, bank: WeightBank, layers: Collection[str] | None = None) -> dict[str, Grid]:
     """How the input of every place of a quantized activation is rounded, of all layers or of those asked for."""
-    found = {}
+    found: dict[str, Grid] = {}
     for layer, format in bitmap.items():
         if format.act_bits and (layers is None or layer in layers):
             site = bank.site(layer)
-            ranges = bank.ranges[layer] if layer in bank.ranges else bitmap.ranges[layer]
-            grid = InputGrid(ranges, format.act_bits, site.input_axis)
-            found.update(dict.fromkeys(site.places, grid))
+            ranges = bank.ranges[layer] if layer in bank.ranges else bitmap.ranges.get(layer, ())
+            found.update(dict.fromkeys(site.places, input_grid(format, ranges, site.input_axis)))
     return found
+
+
+def input_grid(format: Format, ranges: Ranges, axis: int) -> Grid:
+    """How activations are rounded in a format that quantizes them.
+
+    Args:
+        format: the format.
+        ranges: those of the layer, where the format needs some.
+        axis: of the channels.
+    """
+    assert format.act_bits is not None
+    if format.ranged:
+        return InputGrid(ranges, format.act_bits, axis)
+    return DynamicGrid(format.act_bits, format.act, axis)

@@ -53,7 +53,7 @@ class Student:
             self.numbers[layer] = {name: _leaf(value.float()) for name, value in stored.learnable.items()}
         plain = {**_plain(model), **bank.tensors} if any(self.numbers.values()) else {}
         self.plain = {name: _leaf(value) for name, value in plain.items()}
-        spans = {n: bank.ranges.get(n, bitmap.ranges[n]) for n, f in bitmap.items() if f.act_bits} if ranges else {}
+        spans = {n: bank.ranges.get(n, bitmap.ranges[n]) for n, f in bitmap.items() if f.ranged} if ranges else {}
         self.ends = {n: _leaf(torch.tensor([own[:2] for own in span])) for n, span in spans.items()}
 
     @property
@@ -85,7 +85,10 @@ class Student:
         grids: dict[str, Callable[[Tensor], Tensor]] = {}
         for place, grid in input_grids(self._bitmap, self._bank, chosen).items():
             layer = self._bank.first(place)
-            grids[place] = partial(_rounded, grid, self.ends[layer]) if layer in self.ends else grid
+            if layer in self.ends and isinstance(grid, InputGrid):
+                grids[place] = partial(_rounded, grid, self.ends[layer])
+            else:
+                grids[place] = grid
         with evaluating(self._model), substituted(self._model, values), inputs_mapped(self._model, grids):
             yield
 

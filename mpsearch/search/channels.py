@@ -46,7 +46,7 @@ def splittable(table: Table, problem: Problem, bitmap: BitMap) -> Table:
     for unit, allowed in zip(problem.units, problem.allowed, strict=True):
         if not unit.others and bitmap[unit.layer].divisible:
             own = [format for format, may in zip(problem.formats, allowed, strict=True) if may and format.plain]
-            widths[unit.layer] = {f.bits for f in own if f.act_bits == bitmap[unit.layer].act_bits}
+            widths[unit.layer] = {f.bits for f in own if f.act_only == bitmap[unit.layer].act_only}
     rows = [row for row, unit in enumerate(table.units) if unit.layer in widths]
     may = [[format.bits in widths[table.units[row].layer] for format in table.formats] for row in rows]
     values = np.where(np.reshape(may, (len(rows), len(table.formats))), table.values[rows], np.nan)
@@ -60,7 +60,6 @@ class _Split:
 
     name: str
     rows: slice
-    act_bits: int | None
     each: Array  # (formats, budgets): one channel at each width
     saying: Array  # (widths used, budgets): what it takes to say which channel has which width
 
@@ -138,16 +137,17 @@ def _splits(table: Table, bitmap: BitMap, cost_of: CostOf, groups: int) -> list[
         format = bitmap.get(name)
         if format is None or not format.divisible or len(own) < 2:
             continue
-        act = format.act_bits
-        whole = np.stack([cost_of(name, Format("int", column.bits, act)) for column in table.formats])
+        whole = np.stack(
+            [cost_of(name, Format("int", column.bits).with_activations(format)) for column in table.formats]
+        )
         saying = [np.zeros(whole.shape[1])]
         for n in range(2, min(groups, len(table.formats), len(own)) + 1):
             widths = [table.formats[c % n].bits or 0 for c in range(len(own))]
             codes = np.mean([whole[c % n] for c in range(len(own))], axis=0)
-            saying.append(cost_of(name, Format.of_channels(widths, act)) - codes)
+            saying.append(cost_of(name, Format.of_channels(widths).with_activations(format)) - codes)
         if np.isnan(whole).any() or np.isnan(saying).any():  # a latency that nobody measured
             continue
-        found.append(_Split(name, slice(own[0], own[-1] + 1), act, whole / len(own), np.stack(saying)))
+        found.append(_Split(name, slice(own[0], own[-1] + 1), whole / len(own), np.stack(saying)))
     return found
 
 
@@ -204,6 +204,6 @@ def _merged(table: Table, splits: Sequence[_Split], choice: NDArray[np.int64], b
     for split in splits:
         stop = start + split.rows.stop - split.rows.start
         widths = [table.formats[column].bits or 0 for column in choice[start:stop]]
-        formats[split.name] = Format.of_channels(widths, split.act_bits)
+        formats[split.name] = Format.of_channels(widths).with_activations(bitmap[split.name])
         start = stop
     return BitMap(formats, bitmap.ranges)

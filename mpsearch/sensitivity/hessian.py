@@ -10,9 +10,9 @@ import numpy as np
 
 from mpsearch.errors import UsageError
 from mpsearch.registry import describe
-from mpsearch.sensitivity.probes import Pullback, pooled, pull_back, widths_of
+from mpsearch.sensitivity.probes import Pullback, pooled, pull_back
 from mpsearch.subject import Subject
-from mpsearch.types import Format, Table
+from mpsearch.types import Format, Table, activations_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Hessian:
                 column = columns.index(format)
                 values[row, column], variance = weights[0, row] * scale, weights[1, row] * scale**2
                 if format.act_bits:
-                    values[row, column] += inputs[format.act_bits][0, row]
-                    variance += inputs[format.act_bits][1, row]
+                    values[row, column] += inputs[format.act_only][0, row]
+                    variance += inputs[format.act_only][1, row]
                 stderr[row, column] = variance**0.5
         return Table(layers.units, columns, values, stderr, "mse", describe("hessian", self))
 
@@ -60,27 +60,27 @@ class Hessian:
         weights, _ = self.curvature(subject, ())
         return weights[0], np.sqrt(weights[1])
 
-    def curvature(self, subject: Subject, columns: Sequence[Format]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """(estimate, its variance) a layer, ``(2, layers)``: traces of the weights, the input term of each width."""
-        widths = widths_of(columns)
-        shape = (2, 1 + len(widths), len(subject.layers))
+    def curvature(self, subject: Subject, columns: Sequence[Format]) -> tuple[np.ndarray, dict[Format, np.ndarray]]:
+        """(estimate, its variance) a layer, ``(2, layers)``: traces of the weights, terms of the inputs."""
+        acts = activations_of(columns)
+        shape = (2, 1 + len(acts), len(subject.layers))
         total = np.zeros(shape)
-        what = ",".join([*(layer.name for layer in subject.layers), *map(str, widths)])
+        what = ",".join([*(layer.name for layer in subject.layers), *map(str, acts)])
         for batch in range(len(subject.calibration)):
             subject.progress("hessian", batch, len(subject.calibration))
             key = f"{describe('hessian', self)} batch {batch} of {what}"
             total += np.reshape(subject.recall(key, total.size, partial(self._measure, subject, columns, batch)), shape)
         subject.progress("hessian", len(subject.calibration), len(subject.calibration))
-        return total[:, 0], {width: total[:, 1 + at] for at, width in enumerate(widths)}
+        return total[:, 0], {act: total[:, 1 + at] for at, act in enumerate(acts)}
 
     def _measure(self, subject: Subject, columns: Sequence[Format], batch: int) -> list[float]:
-        """One batch's share of :meth:`curvature`, ``(2, 1 + widths, layers)`` flat."""
+        """One batch's share of :meth:`curvature`, ``(2, 1 + activations, layers)`` flat."""
         rows = {layer.name: row for row, layer in enumerate(subject.layers)}
         parts: list[int] = []
         shares: list[np.ndarray] = []
 
         def visit(pullback: Pullback) -> None:
-            share = np.zeros((1 + len(widths_of(columns)), len(rows)))
+            share = np.zeros((1 + len(activations_of(columns)), len(rows)))
             for name, grad in pullback.weights.items():
                 if grad is not None:
                     share[0, rows[name]] = 2 * pullback.scale * grad.double().square().sum().item()

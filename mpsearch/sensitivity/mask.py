@@ -69,7 +69,7 @@ class Mask:
             inputs = self._importance(subject, layer.name, "inputs") if layer.name in read else (0.0, 0.0)
             for format in layers.choices(layer, formats):
                 here = weight_noise(subject, layer.name, format)
-                there = noise[layer.name, format.act_bits] if format.act_bits else 0.0
+                there = noise[layer.name, format.act_only] if format.act_bits else 0.0
                 column = columns.index(format)
                 values[row, column] = weights[0] * here + inputs[0] * there
                 stderr[row, column] = np.hypot(weights[1] * here, inputs[1] * there)

@@ -20,33 +20,32 @@ def weight_noise(subject: Subject, layer: str, format: Format) -> float:
     return (subject.bank.dequantized(layer, format).double() - weight).square().sum().item() / (energy or 1.0)
 
 
-def input_noise(subject: Subject, formats: Sequence[Format]) -> dict[tuple[str, int], float]:
-    """(layer, activation bits) → ``‖Δx‖² / ‖x‖²`` over all that the layer reads, for all widths in ``formats``."""
-    ranges = subject.ranges(formats)
-    keys = sorted(ranges)
-    name = f"input noise of {','.join(f'{layer} a{bits}' for layer, bits in keys)}"
+def input_noise(subject: Subject, formats: Sequence[Format]) -> dict[tuple[str, Format], float]:
+    """(layer, activations) → ``‖Δx‖² / ‖x‖²`` over all that the layer reads, for all activations in ``formats``."""
+    keys = list(subject.grids(formats))
+    name = f"input noise of {','.join(f'{layer} {act}' for layer, act in keys)}"
     return dict(zip(keys, subject.recall(name, len(keys), lambda: _measure(subject, formats)), strict=True))
 
 
 def _measure(subject: Subject, formats: Sequence[Format]) -> list[float]:
-    ranges = subject.ranges(formats)
+    grids = subject.grids(formats)
     energy: defaultdict[str, float] = defaultdict(float)
-    errors: defaultdict[tuple[str, int], float] = defaultdict(float)
+    errors: defaultdict[tuple[str, Format], float] = defaultdict(float)
 
     def tap(layer: str) -> Callable[[Tensor], Tensor]:
         def read(x: Tensor) -> Tensor:
             energy[layer] += x.double().square().sum().item()
-            for (name, bits), grid in ranges.items():
+            for (name, act), grid in grids.items():
                 if name == layer:
-                    errors[name, bits] += (grid(x) - x).double().square().sum().item()
+                    errors[name, act] += (grid(x) - x).double().square().sum().item()
             return x
 
         return read
 
-    layers = {layer for layer, _ in ranges}
+    layers = {layer for layer, _ in grids}
     taps = {place: tap(layer) for layer in layers for place in subject.bank.site(layer).places}
     with inputs_mapped(subject.model, taps):
-        for seed, args in subject.calibration.runs() if ranges else ():
+        for seed, args in subject.calibration.runs() if grids else ():
             with evaluating(subject.model), torch.no_grad():
                 forward(subject.model, args, seed)
-    return [errors[key] / (energy[key[0]] or 1.0) for key in sorted(ranges)]
+    return [errors[key] / (energy[key[0]] or 1.0) for key in grids]

@@ -63,7 +63,7 @@ class Orm:
                     missing = 2 - ((format.weight_bits or FLOAT_BITS) + (format.act_bits or FLOAT_BITS)) / FLOAT_BITS
                 else:
                     missing = weight_noise(subject, layer.name, format)
-                    missing += noise[layer.name, format.act_bits] if format.act_bits else 0.0
+                    missing += noise[layer.name, format.act_only] if format.act_bits else 0.0
                 values[row, columns.index(format)] = importance[row] * missing
         stderr = np.where(np.isnan(values), np.nan, 0.0)
         return Table(layers.units, columns, values, stderr, f"orthogonality × {self.by}", describe("orm", self))

@@ -15,7 +15,7 @@ from mpsearch.errors import ModelError
 from mpsearch.model import evaluating, forward, inputs_mapped, one_line, substituted
 from mpsearch.quant import input_errors
 from mpsearch.subject import Subject
-from mpsearch.types import BitMap, Format
+from mpsearch.types import BitMap, Format, activations_of
 
 Array = NDArray[np.float64]
 ADVICE = "use the estimator 'perturbation', which needs no gradient"
@@ -23,7 +23,8 @@ ADVICE = "use the estimator 'perturbation', which needs no gradient"
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """One reading of a layer's input: the tensor ``x``, and its rounding errors in float32, ``(widths, elements)``."""
+    """One reading of a layer's input: the tensor ``x``, and its rounding errors in float32, ``(kinds, elements)``, in
+    the order of :func:`mpsearch.types.activations_of`."""
 
     x: Tensor
     errors: Tensor
@@ -173,26 +174,21 @@ def _refuse_blind(subject: Subject, names: Sequence[str]) -> None:
             raise ModelError(f"{name} changes the output but has no gradient (detach, reentrant checkpoint?): {ADVICE}")
 
 
-def widths_of(formats: Sequence[Format]) -> list[int]:
-    """Activation widths in the order of ``Read.errors``."""
-    return sorted({format.act_bits for format in formats if format.act_bits})
-
-
 def _taps(
     subject: Subject, formats: Sequence[Format], reads: dict[str, list[Read]]
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Hooks that give each reading its own autograd node, so that layers reading one tensor stay apart."""
-    ranges = subject.ranges(formats)
-    widths = widths_of(formats)
+    grids = subject.grids(formats)
+    acts = activations_of(formats)
 
     def tap(name: str) -> Callable[[Tensor], Tensor]:
         def read(x: Tensor) -> Tensor:
             own = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            errors = input_errors(x, [ranges[name, bits] for bits in widths])
+            errors = input_errors(x, [grids[name, act] for act in acts])
             reads.setdefault(name, []).append(Read(own, errors))
             return own
 
         return read
 
-    names = {name for name, _ in ranges}
+    names = {name for name, _ in grids}
     return {place: tap(name) for name in names for place in subject.bank.site(name).places}

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mpsearch.sensitivity.probes import Pullback, pull_back, widths_of
+from mpsearch.sensitivity.probes import Pullback, pull_back
 from mpsearch.subject import Subject
-from mpsearch.types import Format, Layer
+from mpsearch.types import FLOAT, Format, Layer, activations_of
 
 Array = NDArray[np.float64]
 TOGETHER = 4  # gradients multiplied at a time
@@ -162,8 +162,8 @@ def rows(layer: Layer, weight: Tensor) -> Tensor:
 
 
 def _of_inputs(pullback: Pullback, names: Sequence[str], columns: Sequence[Format], power: int) -> Array:
-    """``Σ_e (g_e Δx_e)^power``, ``(layers, widths of activations)``, float first; all calls of a layer together."""
-    inputs = np.zeros((len(names), 1 + len(widths_of(columns))))
+    """``Σ_e (g_e Δx_e)^power``, ``(layers, activations)``, float first; all calls of a layer together."""
+    inputs = np.zeros((len(names), 1 + len(activations_of(columns))))
     for row, name in enumerate(names):
         for grad, read in pullback.inputs.get(name, ()):
             if grad is not None:
@@ -173,11 +173,11 @@ def _of_inputs(pullback: Pullback, names: Sequence[str], columns: Sequence[Forma
 
 
 def _columns(weights: Array, inputs: Array, columns: Sequence[Format]) -> Array:
-    """``(layers, formats of weights)`` and ``(layers, widths of activations)`` → ``(layers, columns)``."""
-    kinds, widths = _kinds(columns), widths_of(columns)
+    """``(layers, formats of weights)`` and ``(layers, activations)`` → ``(layers, columns)``."""
+    kinds, acts = _kinds(columns), [FLOAT, *activations_of(columns)]
     kind = [kinds.index(format.weight_only) for format in columns]
-    width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in columns]
-    return weights[:, kind] + inputs[:, width]
+    act = [acts.index(format.act_only) for format in columns]
+    return weights[:, kind] + inputs[:, act]
 
 
 def _blocks(weight: Tensor) -> Tensor:

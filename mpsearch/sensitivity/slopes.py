@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpsearch.model import evaluating, forward, inputs_mapped, substituted
-from mpsearch.quant import InputGrid
-from mpsearch.sensitivity.probes import backward, widths_of
+from mpsearch.sensitivity.probes import backward
 from mpsearch.sensitivity.projection import rows
 from mpsearch.subject import Subject
-from mpsearch.types import FLOAT, BitMap, Format, Unit
+from mpsearch.types import FLOAT, BitMap, Format, Unit, activations_of
 
 Array = NDArray[np.float64]
 PARTS = 4  # of a batch: one backward pass keeps the activations of a part only
@@ -61,29 +60,29 @@ def _by_channel(subject: Subject, bitmap: BitMap, units: Sequence[Unit], formats
 
 
 def _measure(subject: Subject, bitmap: BitMap, formats: Sequence[Format]) -> Array:
-    bank, widths = subject.bank, widths_of(formats)
+    bank, acts = subject.bank, [FLOAT, *activations_of(formats)]
     gradient, rounding = _gradients(subject, bitmap, formats)
     kinds = list(dict.fromkeys(format.weight_only for format in formats))
     column = [kinds.index(format.weight_only) for format in formats]
-    width = [0 if format.act_bits is None else 1 + widths.index(format.act_bits) for format in formats]
+    act = [acts.index(format.act_only) for format in formats]
     found = []
     for name, grad in gradient.items():
         layer, now = subject.layers[name], bank.dequantized(name, bitmap.get(name, FLOAT))
         moved = [(grad * (subject.weight(layer, kind) - now)).sum(dtype=torch.float64) for kind in kinds]
-        found.append(torch.stack(moved).cpu().numpy()[column] + rounding[name][width])
+        found.append(torch.stack(moved).cpu().numpy()[column] + rounding[name][act])
     return np.stack(found)
 
 
 def _gradients(
     subject: Subject, bitmap: BitMap, formats: Sequence[Format]
 ) -> tuple[dict[str, Tensor], dict[str, Array]]:
-    """Layer → gradient of the error with respect to its weight; layer → what its input's rounding at every width,
-    float first, would change."""
-    bank, widths = subject.bank, widths_of(formats)
+    """Layer → gradient of the error with respect to its weight; layer → what every rounding of its input, float first,
+    would change."""
+    bank = subject.bank
     bitmap = subject.with_ranges(bitmap)
     now = {layer.name: bank.dequantized(layer.name, bitmap.get(layer.name, FLOAT)) for layer in subject.layers}
     slope = {name: torch.zeros_like(weight) for name, weight in now.items()}
-    rounding = {name: np.zeros(1 + len(widths)) for name in now}  # of activations, float first
+    rounding = {name: np.zeros(1 + len(activations_of(formats))) for name in now}  # of activations, float first
     for batch in range(len(subject.calibration)):
         scale = 2 / (subject.samples * subject.reference[batch][0].numel())
         for args, expected in subject.parts(batch, PARTS):
@@ -107,23 +106,21 @@ def _gradients(
 def _taps(
     subject: Subject, bitmap: BitMap, formats: Sequence[Format], reads: list[tuple[str, Tensor, Tensor]]
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Hooks that round as the map says, and keep what each reading would change by at every width, float first."""
-    ranges, widths = subject.ranges([*formats, *bitmap.values()]), widths_of(formats)
+    """Hooks that round as the map says, and keep what each reading would change by in all activations, float first."""
+    grids, acts = subject.grids([*formats, *bitmap.values()]), activations_of(formats)
 
     def tap(name: str) -> Callable[[Tensor], Tensor]:
-        bits = bitmap.get(name, FLOAT).act_bits
-        axis = subject.bank.site(name).input_axis
-        grid = InputGrid(bitmap.ranges[name], bits, axis) if bits else None
+        grid = grids.get((name, bitmap.get(name, FLOAT).act_only))
 
         def read(x: Tensor) -> Tensor:
             rounded = x if grid is None else grid(x)
             own = rounded.view_as(rounded) if rounded.requires_grad else rounded.detach().requires_grad_()
             with torch.no_grad():
-                others = [x, *(ranges[name, width](x) for width in widths)]
+                others = [x, *(grids[name, act](x) for act in acts)]
                 reads.append((name, own, torch.stack([(other - rounded).flatten() for other in others])))
             return own
 
         return read
 
-    names = {name for name, _ in ranges}
+    names = {name for name, _ in grids}
     return {place: tap(name) for name in names for place in subject.bank.site(name).places}

@@ -2,7 +2,7 @@
 
 from mpsearch.types.bitmap import BitMap, Range, Ranges
 from mpsearch.types.budget import TOLERANCE, Budget, within
-from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, parse_formats
+from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, activations_of, parse_formats
 from mpsearch.types.frontier import Point
 from mpsearch.types.layer import Layer, Layers, Unit
 from mpsearch.types.pairs import Interactions, Pairs
@@ -44,6 +44,7 @@ __all__ = [
     "Target",
     "Together",
     "Unit",
+    "activations_of",
     "decibels",
     "gap_db",
     "matching",

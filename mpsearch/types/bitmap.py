@@ -35,14 +35,14 @@ class BitMap(Mapping[str, Format]):
     Attributes:
         ranges: layer name → the range of its quantized input activations, or one for each tensor of the concatenation
             that it reads; a map that was written by hand may lack them, and they are then measured when the map is
-            applied.
+            applied. Formats that find their ranges as they run have none.
     """
 
     def __init__(self, formats: Mapping[str, Format | str], ranges: Mapping[str, Ranges] | None = None) -> None:
         parsed = {n: f if isinstance(f, Format) else Format.parse(f) for n, f in formats.items()}
         self._formats: Mapping[str, Format] = MappingProxyType(parsed)
         self.ranges: Mapping[str, Ranges] = MappingProxyType(
-            {n: r for n, r in (ranges or {}).items() if n in parsed and parsed[n].act_bits}
+            {n: r for n, r in (ranges or {}).items() if n in parsed and parsed[n].ranged}
         )
 
     @classmethod
@@ -58,10 +58,10 @@ class BitMap(Mapping[str, Format]):
         for layer, found in parts.items():
             if set(found) != set(range(len(found))) or layer in formats:
                 raise UsageError(f"the units of {layer} do not make up the layer")
-            widths, acts = [found[c].bits for c in range(len(found))], {f.act_bits for f in found.values()}
+            widths, acts = [found[c].bits for c in range(len(found))], {f.act_only for f in found.values()}
             if None in widths or len(acts) > 1:
                 raise UsageError(f"the channels of {layer} need integer weights and one activation width")
-            formats[layer] = Format.of_channels([bits for bits in widths if bits], *acts)
+            formats[layer] = Format.of_channels([bits for bits in widths if bits]).with_activations(*acts)
         return cls(formats)
 
     def with_ranges(self, ranges: Mapping[str, Ranges]) -> BitMap:

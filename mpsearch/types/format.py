@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from mpsearch.errors import UsageError
 
 Kind = Literal["float", "fp16", "bf16", "fp8", "ternary", "int", "palette", "kernels"]
+Activation = Literal["a", "d", "m"]
 FLOAT_BITS = 32
 TRIT_BITS = 1.6  # five of them a byte
 FIXED: Mapping[str, float] = {"fp16": 16, "bf16": 16, "fp8": 8, "ternary": TRIT_BITS}  # stored bits of a weight
@@ -22,7 +23,7 @@ _GRAMMAR = re.compile(
       |w\[(?P<runs>{_RUN}(?:,{_RUN})*)\]
       |p(?P<palette>[1-8])
       |k(?P<kernels>[1-9]|1[0-2])x(?P<side>[2-9]))?
-      (?:a(?P<act>[468]))?""",
+      (?:(?P<letter>[adm])(?P<act>[468]))?""",
     re.VERBOSE,
 )
 
@@ -45,17 +46,24 @@ class Format:
     ``float``              kept as it is
     =====================  ==========================================================================================
 
-    ``a8``, ``a6`` or ``a4`` behind any of them, or alone, quantizes the input activations as well.
+    Behind any of them, or alone, the input activations are quantized as well, to 8, 6 or 4 bits:
+
+    ======================  =========================================================================================
+    ``a8``, ``a6``, ``a4``  on a range that is fitted to calibration inputs and stored
+    ``d8``, ``d6``, ``d4``  every channel of a sample by its own mean and deviation, as it comes; nothing is stored
+    ``m8``, ``m6``, ``m4``  every channel of a sample between its own extremes, as it comes; nothing is stored
+    ======================  =========================================================================================
 
     Attributes:
         kind: family of the weights.
         bits: width of an integer (1 to 8) or of an index (palette 1 to 8, kernels 1 to 12) where there is one.
-        act_bits: width of the static affine input activations, 8, 6 or 4; None = float.
+        act_bits: width of the input activations, 8, 6 or 4; None = float.
         channel_bits: one integer width an output channel, where they differ.
         zero: whether integers have zero points.
         group: weights of one output channel that share a scale; None = all.
         rank: of the factors beside the integers; 0 = none.
         side: of a square kernel in a codebook of kernels.
+        act: how their range is found, where they are quantized.
     """
 
     kind: Kind = "float"
@@ -66,6 +74,7 @@ class Format:
     group: int | None = None
     rank: int = 0
     side: int | None = None
+    act: Activation = "a"
 
     @classmethod
     def of_channels(cls, widths: Iterable[int], act_bits: int | None = None) -> Format:
@@ -84,24 +93,33 @@ class Format:
         if match is None:
             raise UsageError(
                 f"unknown format {text!r}: use w1 … w8 (w4z with zero points, w4g32 in groups, w4r8 with factors of "
-                "rank 8), ternary, p1 … p8, k8x3, fp8, bf16, fp16 or float, then a8, a6, a4 or nothing (w4a8)"
+                "rank 8), ternary, p1 … p8, k8x3, fp8, bf16, fp16 or float, then a8, a6, a4 or nothing (w4a8); "
+                "d8 or m8 for ranges of every channel, found as it runs"
             )
-        act = int(match["act"]) if match["act"] else None
+        act: Activation = next((kind for kind in get_args(Activation) if kind == match["letter"]), "a")
+        return replace(cls._read(match), act_bits=int(match["act"]) if match["act"] else None, act=act)
+
+    @classmethod
+    def _read(cls, match: re.Match[str]) -> Format:
+        """The weights."""
         if match["runs"]:
             runs = [run.split("*") for run in match["runs"].split(",")]
-            return cls.of_channels([int(bits) for bits, *n in runs for _ in range(int(n[0]) if n else 1)], act)
+            return cls.of_channels([int(bits) for bits, *n in runs for _ in range(int(n[0]) if n else 1)])
         if match["bits"]:
             group = int(match["group"]) if match["group"] else None
-            return cls("int", int(match["bits"]), act, None, bool(match["zero"]), group, int(match["rank"] or 0))
+            return cls("int", int(match["bits"]), None, None, bool(match["zero"]), group, int(match["rank"] or 0))
         if match["palette"]:
-            return cls("palette", int(match["palette"]), act)
+            return cls("palette", int(match["palette"]))
         if match["kernels"]:
-            return cls("kernels", int(match["kernels"]), act, side=int(match["side"]))
-        return cls(next((kind for kind in get_args(Kind) if kind == match["name"]), "float"), None, act)
+            return cls("kernels", int(match["kernels"]), side=int(match["side"]))
+        return cls(next((kind for kind in get_args(Kind) if kind == match["name"]), "float"))
 
     def __str__(self) -> str:
-        act = f"a{self.act_bits}" if self.act_bits else ""
+        act = self._activations()
         return act if act and self.kind == "float" else self._weights() + act
+
+    def _activations(self) -> str:
+        return f"{self.act}{self.act_bits}" if self.act_bits else ""
 
     def _weights(self) -> str:
         if self.kind == "int":
@@ -118,8 +136,8 @@ class Format:
         """For people: as ``str``, but ``w3.25(2-6)`` for the mean of channels of 2 to 6 bits."""
         if self.channel_bits is None:
             return str(self)
-        act = f"a{self.act_bits}" if self.act_bits else ""
-        return f"w{self.weight_bits:.2f}({min(self.channel_bits)}-{max(self.channel_bits)}){act}"
+        widths = f"{self.weight_bits:.2f}({min(self.channel_bits)}-{max(self.channel_bits)})"
+        return f"w{widths}{self._activations()}"
 
     @property
     def weight_bits(self) -> float | None:
@@ -151,7 +169,21 @@ class Format:
     @property
     def weight_only(self) -> Format:
         """The same weights with float activations."""
-        return replace(self, act_bits=None)
+        return replace(self, act_bits=None, act="a")
+
+    def with_activations(self, other: Format) -> Format:
+        """The same weights with the activations of another format."""
+        return replace(self, act_bits=other.act_bits, act=other.act)
+
+    @property
+    def act_only(self) -> Format:
+        """The same activations with float weights."""
+        return Format(act_bits=self.act_bits, act=self.act)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether activations are rounded on a range that is fitted beforehand and stored."""
+        return self.act_bits is not None and self.act == "a"
 
 
 FLOAT = Format()
@@ -166,3 +198,8 @@ def parse_formats(texts: Iterable[str | Format]) -> tuple[Format, ...]:
     if not parsed:
         raise UsageError("no formats given: name at least one, such as w4")
     return tuple(dict.fromkeys(parsed))
+
+
+def activations_of(formats: Iterable[Format]) -> list[Format]:
+    """All quantized activations in ``formats``, each once, alone and in a fixed order."""
+    return sorted({format.act_only for format in formats if format.act_bits}, key=str)
