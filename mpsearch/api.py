@@ -470,7 +470,8 @@ def recover(
 
     Args:
         model: the float generator; left as it was.
-        bitmap: layer name → format; every format, and the bytes of the packed file, stay.
+        bitmap: layer name → format; every format, and the bytes of the packed file, stay; those of the coded one follow
+            the new codes.
         batches: inputs to learn from, 2 or more, a few hundred samples; a quarter of them is kept back to judge by.
         method: a name of :data:`mpsearch.recovery.RECOVERERS`, or an instance of one.
         seed: of inner noise of the generator, and of the method.

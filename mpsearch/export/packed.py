@@ -72,9 +72,8 @@ class Packed:
             }
         state = {**model.state_dict(), **bank.tensors}
         tensors |= _unique({k: v for k, v in state.items() if isinstance(v, Tensor) and k not in replaced})
-        kind, name, schema = (
-            ("coded", "generator.coded", CODED_SCHEMA) if self.coded else ("packed", "generator", SCHEMA)
-        )
+        kind, name = ("coded", "generator.coded") if self.coded else ("packed", "generator")
+        schema = CODED_SCHEMA if self.coded else SCHEMA
         path = out / f"{name}.safetensors"
         # One entry only: safetensors writes several in an order that changes from run to run.
         write_bytes(path, save(tensors, {METADATA: json.dumps({"schema": schema, "layers": header})}))
