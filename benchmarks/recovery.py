@@ -8,6 +8,9 @@ search saw. PSNR and Fréchet distance come with 95 % bootstrap intervals; secon
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+
+import numpy as np
 
 from benchmarks.families import of_each, text, uniform
 from mpsearch import api, validation
@@ -17,20 +20,20 @@ from mpsearch.run import DISTANCES, HELDBACK, Run
 from mpsearch.types import BitMap, Format, QualityReport
 
 
+FEW = ("nearest", "bias", "adaround", "distil")  # everywhere; all others on the searched map of 4 bits
+LOW = ("w2", "w3")
+
+
 def measure() -> list[dict[str, str]]:
     return of_each(_family)
 
 
 def _family(run: Run) -> list[dict[str, str]]:
-    maps = {"uniform w4a8": uniform(run.layers, Format.parse("w4a8"))}
-    solvers = api.with_seed(api.EFFORTS[run.config.effort], run.config.seed)
-    for bits in (4, 3):
-        found = api.search(run.sensitivity, run.layers, [f"bits<={bits}"], solvers, run.subject)
-        maps[f"searched, {bits} bits"] = found.bitmap
     rows = []
-    for label, bitmap in maps.items():
+    for label, bitmap in _maps(run).items():
         ranged = run.subject.with_ranges(bitmap)
-        for method in ("nearest", *RECOVERERS):
+        methods = ("nearest", *RECOVERERS) if label == "searched, 4 bits" else FEW
+        for method in methods:
             start = time.perf_counter()
             bank = None
             if method != "nearest":
@@ -49,7 +52,23 @@ def _family(run: Run) -> list[dict[str, str]]:
                     "s": "–" if bank is None else f"{seconds:.0f}",
                 }
             )
+            print(rows[-1], flush=True)
     return rows
+
+
+def _maps(run: Run) -> dict[str, BitMap]:
+    maps = {f"uniform {text}": uniform(run.layers, Format.parse(text)) for text in ("w8a8", "w4a8")}
+    solvers = api.with_seed(api.EFFORTS[run.config.effort], run.config.seed)
+    table = run.sensitivity
+    low = np.array([str(format.weight_only) in LOW for format in table.formats])
+    lowest = replace(table, values=np.where(low, table.values, np.nan))
+    for label, damage, bits in (
+        ("searched, 4 bits", table, 4),
+        ("searched, 3 bits", table, 3),
+        ("2 or 3 bits, 2.5 on average", lowest, 2.5),
+    ):
+        maps[label] = api.search(damage, run.layers, [f"bits<={bits}"], solvers, run.subject).bitmap
+    return maps
 
 
 def _quality(run: Run, bitmap: BitMap, bank: WeightBank | None) -> QualityReport:
