@@ -19,7 +19,6 @@ from mpsearch.recovery import RECOVERERS
 from mpsearch.run import DISTANCES, HELDBACK, Run
 from mpsearch.types import BitMap, Format, QualityReport
 
-
 FEW = ("nearest", "bias", "adaround", "distil")  # everywhere; all others on the searched map of 4 bits
 LOW = ("w2", "w3")
 
