@@ -58,6 +58,7 @@ from mpsearch.types import (
     Pins,
     Point,
     Problem,
+    RangeFit,
     Solution,
     Table,
     Together,
@@ -98,6 +99,7 @@ def allocate(
     together: Together | None = None,
     channel_ranges: Iterable[str] = (),
     latency: str | Path | Latency | None = None,
+    activation_ranges: RangeFit = "mse",
 ) -> Solution:
     """Find the best format for every layer under the budgets. ``model`` is left bit for bit as it was.
 
@@ -120,6 +122,7 @@ def allocate(
         together: lists of globs; the layers that one list matches share one format.
         channel_ranges: globs of layers whose input has an activation range for each of its channels.
         latency: measured milliseconds of every layer and format, a CSV or JSON file (:meth:`mpsearch.Latency.read`).
+        activation_ranges: ``mse``, ``minmax`` or a percentage, see :func:`find_layers`.
 
     Raises:
         InfeasibleBudget: no map meets the budgets; the message says the smallest feasible value.
@@ -134,7 +137,13 @@ def allocate(
     check_groups(groups)
     costs = cost_models(latency, lambda layer, format: subject.bank.saved(layer, format))
     choices, limits = parse_formats(formats), parse_budgets(budgets, costs)
-    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together, "channel_ranges": channel_ranges}
+    rules: dict[str, Any] = {
+        "pin": pin,
+        "floor": floor,
+        "together": together,
+        "channel_ranges": channel_ranges,
+        "activation_ranges": activation_ranges,
+    }
     subject = make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
     check_budgets(subject.layers, choices, limits, costs)
     if isinstance(estimator, str):
@@ -213,6 +222,7 @@ def make_subject(
     floor: Floors | None = None,
     together: Together | None = None,
     channel_ranges: Iterable[str] = (),
+    activation_ranges: RangeFit = "mse",
 ) -> Subject:
     """Check the inputs and the generator, find the layers, and put everything on one device."""
     if not isinstance(model, nn.Module):
@@ -221,7 +231,8 @@ def make_subject(
         raise UsageError(f"the seed is {seed!r}: expected an integer from 0 to {2**32 - 1}")
     calibration = Calibration.of(batches, device_of(model), seed)
     if layers is None:
-        layers = find_layers(model, calibration.batches[0], include, exclude, pin, floor, together, channel_ranges)
+        first, ranges = calibration.batches[0], (channel_ranges, activation_ranges)
+        layers = find_layers(model, first, include, exclude, pin, floor, together, *ranges)
     return Subject(model, layers, calibration, memo, progress)
 
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpsearch.errors import UsageError
-from mpsearch.types import Budget, Target, parse_formats
+from mpsearch.types import Budget, RangeFit, Target, parse_formats
 
 Effort = Literal["fast", "standard", "thorough"]
 
@@ -69,7 +69,7 @@ class SamplesConfig(_Strict):
 
 class LayersConfig(_Strict):
     """Globs of layer names: what to search, what is settled (a format, the fewest bits), what shares one
-    format, whose inputs have a range for each channel."""
+    format, whose inputs have a range for each channel; and how activation ranges are fitted."""
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -77,6 +77,7 @@ class LayersConfig(_Strict):
     floor: dict[str, float] = {}
     together: tuple[tuple[str, ...], ...] = ()
     channel_ranges: tuple[str, ...] = ()
+    activation_ranges: RangeFit = "mse"
 
 
 class MethodConfig(_Strict):

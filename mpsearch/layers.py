@@ -27,7 +27,7 @@ from mpsearch.model import (
     state_keys,
     weight_names,
 )
-from mpsearch.types import Floors, Layer, Layers, Pins, Together, matching, ruled
+from mpsearch.types import Floors, Layer, Layers, Pins, RangeFit, Together, matching, ruled
 
 
 def find_layers(
@@ -39,6 +39,7 @@ def find_layers(
     floor: Floors | None = None,
     together: Together | None = None,
     channel_ranges: Iterable[str] = (),
+    activation_ranges: RangeFit = "mse",
 ) -> Layers:
     """Every tensor called ``weight`` or ``*_weight`` with two dimensions or more, in module order.
 
@@ -53,12 +54,15 @@ def find_layers(
         together: lists of globs; the layers that one list matches share one format.
         channel_ranges: globs of layers whose input has an activation range for each of its channels; linear layers and
             convolutions can.
+        activation_ranges: how activation ranges are fitted: ``mse`` = for the least squared rounding error, ``minmax``
+            = to the extremes, 99.99 = so that so many percent of the values are inside, half of the rest on each side.
 
     Raises:
         UsageError: a glob matches no layer (the closest name is given), nothing is left, or rules contradict.
         ModelError: the forward pass fails, or a weight holds NaN or infinite values.
     """
     batch = (batch,) if isinstance(batch, Tensor) else batch
+    _check_fit(activation_ranges)
     sites = find_sites(model)
     chosen = _select(sites, _globs(include), _globs(exclude))
     single = _matched(sites, _globs(channel_ranges))
@@ -80,6 +84,7 @@ def find_layers(
                 aliases=site.names[1:],
                 largest_input=max((use.largest_input for use in uses), default=0),
                 input_parts=(_single_channels(site) if site in single else ()) or _input_parts(uses),
+                range_fit=activation_ranges,
             )
         )
     layers = Layers(tuple(items), sum(sizes.values()) - sum(layer.float_bytes for layer in items))
@@ -169,6 +174,12 @@ def input_parts(model: nn.Module, batch: Sequence[Any], names: Iterable[str]) ->
         for site in sites
         for name in names & set(site.names)
     }
+
+
+def _check_fit(fit: Any) -> None:
+    share = isinstance(fit, (int, float)) and not isinstance(fit, bool) and 50 <= fit <= 100
+    if fit not in ("mse", "minmax") and not share:
+        raise UsageError(f"activation_ranges is {fit!r}: use mse, minmax, or the percentage inside, such as 99.99")
 
 
 def _globs(patterns: Iterable[str]) -> tuple[str, ...]:

@@ -275,7 +275,8 @@ class Run:
     @cached_property
     def subject(self) -> Subject:
         batches = self.inputs(self.config.samples.calibration, 0)
-        memo = self.folder.journal(self._identity)
+        chosen = self.config.layers  # a map with other ranges is another map
+        memo = self.folder.journal(fingerprint(self._identity, chosen.channel_ranges, chosen.activation_ranges))
         return api.make_subject(self.model, batches, self.layers, self.config.seed, memo=memo, progress=self.progress)
 
     @cached_property

@@ -98,7 +98,8 @@ class Subject:
 
     def _grid(self, layer: str, act: Format) -> Grid:
         assert act.act_bits is not None
-        ranges = self._observed[1][layer].grid(act.act_bits).ranges if act.ranged else ()
+        seen, fit = self._observed[1][layer], self.layers[layer].range_fit
+        ranges = seen.grid(act.act_bits, fit).ranges if act.ranged else ()
         return input_grid(act, ranges, self.bank.site(layer).input_axis)
 
     def with_ranges(self, bitmap: BitMap) -> BitMap:

@@ -33,6 +33,7 @@ from mpsearch.types import (
     Format,
     Layers,
     Pins,
+    RangeFit,
     Solution,
     Table,
     Target,
@@ -65,6 +66,7 @@ def smallest(
     together: Together | None = None,
     channel_ranges: Iterable[str] = (),
     latency: str | Path | Latency | None = None,
+    activation_ranges: RangeFit = "mse",
 ) -> Solution:
     """Find the map of least cost whose pictures are good enough. ``model`` is left bit for bit as it was.
 
@@ -95,7 +97,13 @@ def smallest(
     choices, limits = parse_formats(formats), _budgets(budgets, costs)
     goal = parse(target)
     check_cost(cost, costs)
-    rules: dict[str, Any] = {"pin": pin, "floor": floor, "together": together, "channel_ranges": channel_ranges}
+    rules: dict[str, Any] = {
+        "pin": pin,
+        "floor": floor,
+        "together": together,
+        "channel_ranges": channel_ranges,
+        "activation_ranges": activation_ranges,
+    }
     subject = api.make_subject(model, batches, seed=seed, include=include, exclude=exclude, progress=progress, **rules)
     check_budgets(subject.layers, choices, limits, costs)
     judge = judge_of(goal, subject, features, reference)

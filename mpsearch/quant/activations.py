@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, output
 from mpsearch.errors import UsageError
 from mpsearch.model import input_axis, inputs_mapped, owner
-from mpsearch.types import Range, Ranges
+from mpsearch.types import Range, RangeFit, Ranges
 
 SAMPLES = 2**16  # values kept a layer; range error falls with their square root and is below 1 % here
 GRID = 8  # candidate ranges of each of two rounds, the second around the best of the first
@@ -162,14 +162,20 @@ class Observed:
         # A channel has few samples, perhaps none in the tail that a shrunken range clips: its extremes count as well.
         return [torch.cat([*part.kept, *[part.low[None], part.high[None]] * self._single]) for part in self._parts]
 
-    def grid(self, bits: int) -> InputGrid:
-        """The ranges of least squared rounding error of the samples among shrunken copies of the extremes.
+    def grid(self, bits: int, fit: RangeFit = "mse") -> InputGrid:
+        """The ranges, as ``fit`` asks for.
+
+        Args:
+            bits: of the codes.
+            fit: ``mse`` = of shrunken copies of the extremes that of least squared rounding error of the samples,
+                ``minmax`` = the extremes, a number = what so many percent of the samples lie in, half of the rest on
+                each side, and zero.
 
         Raises:
             UsageError: nothing was read.
         """
         pairs = zip(self.values(), self._parts, strict=True)
-        ends = torch.cat([_fit(values, part.low, part.high, bits) for values, part in pairs])
+        ends = torch.cat([_ends(values, part.low, part.high, bits, fit) for values, part in pairs])
         counts = self._channels or (0,)
         return InputGrid(
             tuple(Range(low, high, count) for (low, high), count in zip(ends.tolist(), counts, strict=True)),
@@ -231,6 +237,17 @@ def observe(
             for tap in taps.values():
                 tap.settle()
     return images, taps
+
+
+def _ends(values: Tensor, low: Tensor, high: Tensor, bits: int, fit: RangeFit) -> Tensor:
+    """``(values, ranges)`` and the extremes of each → ``(ranges, 2)``, float32."""
+    if fit == "mse":
+        return _fit(values, low, high, bits)
+    if fit == "minmax":
+        return torch.stack([low, high], dim=1)
+    tail = (1 - float(fit) / 100) / 2
+    inside = torch.quantile(values, values.new_tensor([tail, 1 - tail]), dim=0)
+    return torch.stack([inside[0].clamp(max=0), inside[1].clamp(min=0)], dim=1)
 
 
 def _fit(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:

@@ -4,7 +4,7 @@ from mpsearch.types.bitmap import BitMap, Range, Ranges
 from mpsearch.types.budget import TOLERANCE, Budget, within
 from mpsearch.types.format import FLOAT, FLOAT_BITS, Format, activations_of, parse_formats
 from mpsearch.types.frontier import Point
-from mpsearch.types.layer import Layer, Layers, Unit
+from mpsearch.types.layer import Layer, Layers, RangeFit, Unit
 from mpsearch.types.pairs import Interactions, Pairs
 from mpsearch.types.quality import Figure, Interval, Paired, QualityReport, decibels, gap_db
 from mpsearch.types.rules import Floors, Pins, Together, matching, ruled
@@ -37,6 +37,7 @@ __all__ = [
     "Problem",
     "QualityReport",
     "Range",
+    "RangeFit",
     "Ranges",
     "Reached",
     "Solution",

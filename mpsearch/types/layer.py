@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from pydantic import TypeAdapter
 
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.format import FLOAT_BITS, Format
 from mpsearch.types.storage import unfit
+
+RangeFit = Literal["mse", "minmax"] | float  # how activation ranges are fitted; a number: percent of the values inside
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Layer:
         largest_input: input activation elements of the largest single call, for one sample; None = ``act_elements``.
         input_parts: channels that each activation range of its input holds for: those of every tensor that it is
             concatenated from, or single ones; () = one range for the whole input.
+        range_fit: how those ranges are fitted: for the least squared rounding error, to the extremes, or so that so
+            many percent of the values are inside.
         pin: the only format that the layer may take.
         floor: the fewest weight bits that it may have.
         group: name of the first of the layers that it shares one format with; None = it has its own.
@@ -48,6 +52,7 @@ class Layer:
     aliases: tuple[str, ...] = ()
     largest_input: int | None = None
     input_parts: tuple[int, ...] = ()
+    range_fit: RangeFit = "mse"
     pin: Format | None = None
     floor: float | None = None
     group: str | None = None
