@@ -18,6 +18,7 @@ LONG = (
     "families",
     "recovery",
     "formats",
+    "activations",
     "allocation",
     "ceiling",
     "channels",
