@@ -16,6 +16,7 @@ from mpsearch.config import MethodConfig, RunConfig, options_of
 from mpsearch.export import load_packed, payload_bytes
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
+from mpsearch.recovery.trial import Trial
 from mpsearch.recovery_run import recover, resumed
 from mpsearch.run import Run
 
@@ -141,7 +142,7 @@ def test_a_layer_that_runs_twice_gets_one_bias_for_both():
 @pytest.mark.parametrize("method", RECOVERERS)
 def test_what_makes_it_worse_is_not_taken(mixed, method):
     model, batches = mixed
-    options = {"bias": {}, "distil": {"rate": 50.0, "steps": 8}, "adaround": {"rate": 50.0, "steps": 8}}[method]
+    options = {"bias": {}}.get(method, {"rate": 50.0, "steps": 8})
     bank = mpsearch.recover(model, MAP, batches, method, **options)
     kept_back = batches[-2:]
     ranges = mpsearch.BitMap(MAP)
@@ -174,7 +175,9 @@ def test_bad_input_is_one_line(mixed):
         mpsearch.recover(model, MAP, batches[:1])
     with pytest.raises(UsageError, match="unknown recovery 'adaroundd'"):
         mpsearch.recover(model, MAP, batches, "adaroundd")
-    with pytest.raises(UsageError, match="distil needs steps, checks and patience of 1 or more and a rate above 0, not 0, 8"):
+    with pytest.raises(
+        UsageError, match="distil needs steps, checks and patience of 1 or more and a rate above 0, not 0, 8"
+    ):
         mpsearch.recover(model, MAP, batches, steps=0)
     with pytest.raises(UsageError, match="adaround needs steps and batches of 1 or more, rate and strength above 0"):
         mpsearch.recover(model, MAP, batches, "adaround", strength=0.0)
@@ -237,7 +240,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_a_map_of_floats_has_nothing_to_learn(mixed):
     model, batches = mixed
-    bank = WeightBank(model)
-    bitmap = BitMap({"last.weight": "fp16"})
-    found = RECOVERERS["distil"]()(model, bitmap, bank, Calibration.of(batches))
-    assert (found.weights, found.tensors) == ({}, {})
+    trial = Trial(model, BitMap({"last.weight": "fp16"}), WeightBank(model), Calibration.of(batches))
+    RECOVERERS["distil"]()(trial)
+    assert (trial.best.weights, trial.best.tensors) == ({}, {})

@@ -2,15 +2,19 @@
 
 from mpsearch.quant.activations import InputGrid, Observed, input_errors, observe
 from mpsearch.quant.bank import Recovered, WeightBank
+from mpsearch.quant.closeness import Closeness
 from mpsearch.quant.context import applied, input_grids, quantized, with_ranges
 from mpsearch.quant.stored import Integers, QuantizedWeight, quantize_weight
+from mpsearch.quant.student import Student
 
 __all__ = [
+    "Closeness",
     "InputGrid",
     "Integers",
     "Observed",
     "QuantizedWeight",
     "Recovered",
+    "Student",
     "WeightBank",
     "applied",
     "input_errors",
