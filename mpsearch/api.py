@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -502,12 +503,13 @@ def recover(
     """
     if isinstance(method, str):
         (method,) = with_seed([make("recovery", RECOVERERS, method, options)], seed)
-    inputs = Calibration.of(batches, device_of(model), seed)
-    bank = bank or WeightBank(model)
-    whole = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
-    trial = Trial(model, whole, bank, inputs, progress, snapshot)
-    method(trial)
-    return trial.with_found(trial.best)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in, there is something to learn
+        inputs = Calibration.of(batches, device_of(model), seed)
+        bank = bank or WeightBank(model)
+        whole = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
+        trial = Trial(model, whole, bank, inputs, progress, snapshot)
+        method(trial)
+        return trial.with_found(trial.best)
 
 
 def _ranged(layers: Layers, bitmap: BitMap) -> Layers:

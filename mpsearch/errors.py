@@ -15,6 +15,10 @@ class ModelError(MpsearchError):
     """A generator that cannot be worked on: no tensor out, NaN weights or outputs, a failing forward."""
 
 
+class NotFinite(ModelError):
+    """A generator whose images are NaN or infinite: what a training that diverges comes to."""
+
+
 class CalibrationError(MpsearchError):
     """Inputs that cannot be used: none at all, no tensors in a batch, NaN values."""
 

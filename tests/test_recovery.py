@@ -143,7 +143,7 @@ def test_a_layer_that_runs_twice_gets_one_bias_for_both():
 @pytest.mark.parametrize("method", RECOVERERS)
 def test_what_makes_it_worse_is_not_taken(mixed, method):
     model, batches = mixed
-    options = {"bias": {}, "distil": {"rate": 50.0, "steps": 8}, "adaround": {"rate": 50.0, "steps": 8}}[method]
+    options = {"bias": {}}.get(method, {"rate": 50.0, "steps": 8})
     bank = mpsearch.recover(model, MAP, batches, method, **options)
     kept_back = batches[-2:]
     ranges = mpsearch.BitMap(MAP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -55,6 +55,31 @@ def calls_visited(model: nn.Module, visitors: Mapping[str, Callable[[Replay], No
             hook = model.get_submodule(path).register_forward_pre_hook(partial(before, visitor), with_kwargs=True)
             stack.callback(hook.remove)
         yield
+
+
+@contextmanager
+def outputs_visited(model: nn.Module, visitors: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Within the context every call of the module at ``path`` is followed by ``visitors[path](output)``.
+
+    The output is the first floating tensor; what comes after may write into it once the visitor has returned.
+    """
+
+    def after(visitor: Callable[[Tensor], None], module: nn.Module, args: Any, output: Any) -> None:
+        if (tensor := first_tensor(output)) is not None:
+            visitor(tensor)
+
+    with ExitStack() as stack:
+        for path, visitor in visitors.items():
+            hook = model.get_submodule(path).register_forward_hook(partial(after, visitor))
+            stack.callback(hook.remove)
+        yield
+
+
+def closest(path: str, called: Container[str]) -> str:
+    """The path itself, or that of the closest module around it, among those that are called."""
+    while path not in called:
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _replay(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import ModelError
+from mpsearch.errors import ModelError, NotFinite
 from mpsearch.model.hooks import hooked_weights
 
 
@@ -101,7 +101,8 @@ def forward(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> Tensor:
     models write into their input.
 
     Raises:
-        ModelError: the forward pass fails, returns no floating tensor, or returns NaN or infinite values.
+        ModelError: the forward pass fails or returns no floating tensor.
+        NotFinite: it returns NaN or infinite values.
     """
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -120,7 +121,7 @@ def forward(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> Tensor:
         raise ModelError(f"the generator returns a tensor of shape {tuple(output.shape)}: expected a batch of images")
     if not bool(torch.isfinite(output.detach()).all()):
         bad = int((~torch.isfinite(output.detach())).sum())
-        raise ModelError(f"the generator returns {bad} NaN or infinite values of {output.numel()}")
+        raise NotFinite(f"the generator returns {bad} NaN or infinite values of {output.numel()}")
     return output
 
 

@@ -2,11 +2,14 @@
 
 from mpsearch.quant.activations import Grid, InputGrid, Observed, input_errors, observe
 from mpsearch.quant.bank import Recovered, WeightBank
+from mpsearch.quant.closeness import Closeness
 from mpsearch.quant.context import applied, input_grid, input_grids, quantized, with_ranges
 from mpsearch.quant.dynamic import DynamicGrid
 from mpsearch.quant.stored import Integers, QuantizedWeight, quantize_weight
+from mpsearch.quant.student import Student
 
 __all__ = [
+    "Closeness",
     "DynamicGrid",
     "Grid",
     "InputGrid",
@@ -14,6 +17,7 @@ __all__ = [
     "Observed",
     "QuantizedWeight",
     "Recovered",
+    "Student",
     "WeightBank",
     "applied",
     "input_errors",

@@ -26,11 +26,13 @@ class Recovered:
         weights: layer → its weight in the stored form, in the format that the map has for it.
         tensors: name in ``state_dict`` → new value, of parameters that are not quantized (biases, scales of norms).
         ranges: layer → ranges of its activations in place of those of the map.
+        formats: layer → format in place of that of the map.
     """
 
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     ranges: Mapping[str, Ranges] = field(default_factory=dict)
+    formats: Mapping[str, Format] = field(default_factory=dict)
 
 
 class WeightBank:
@@ -45,13 +47,16 @@ class WeightBank:
         self._kept: dict[tuple[str, Format], QuantizedWeight] = {}
         self.tensors: Mapping[str, Tensor] = {}  # in place of the model's own, see Recovered
         self.ranges: Mapping[str, Ranges] = {}  # in place of those of a map
+        self.formats: Mapping[str, Format] = {}  # likewise
 
     def recovered(self, bitmap: BitMap, found: Recovered) -> WeightBank:
         """This bank with what a recovery made of the map."""
         bank = copy.copy(self)
-        bank._kept = self._kept | {(name, bitmap[name].weight_only): weight for name, weight in found.weights.items()}
+        formats = {**bitmap, **found.formats}
+        bank._kept = self._kept | {(name, formats[name].weight_only): own for name, own in found.weights.items()}
         bank.tensors = {**self.tensors, **found.tensors}
         bank.ranges = {**self.ranges, **found.ranges}
+        bank.formats = {**self.formats, **found.formats}
         return bank
 
     def site(self, layer: str) -> Site:
@@ -62,12 +67,14 @@ class WeightBank:
         return self._sites[layer]
 
     def normalised(self, bitmap: BitMap) -> BitMap:
-        """The map with every tied tensor under its first name; two formats for one tensor are a ``UsageError``."""
+        """The map with every tied tensor under its first name, and what a recovery has put in place of its formats and
+        ranges; two formats for one tensor are a ``UsageError``."""
         formats: dict[str, Format] = {}
         for name, format in bitmap.items():
             first = self.site(name).names[0]
             if formats.setdefault(first, format) != format:
                 raise UsageError(f"{name} is the same tensor as {first}: it cannot be {format} and {formats[first]}")
+        formats |= {name: format for name, format in self.formats.items() if name in formats}
         return BitMap(
             formats, {self.site(name).names[0]: span for name, span in {**bitmap.ranges, **self.ranges}.items()}
         )

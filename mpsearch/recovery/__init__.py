@@ -5,8 +5,32 @@ from collections.abc import Mapping
 from mpsearch.protocols import Recoverer
 from mpsearch.recovery.adaround import AdaRound
 from mpsearch.recovery.bias import BiasCorrection
+from mpsearch.recovery.block_replace import BlockReplace
 from mpsearch.recovery.distil import Distil
+from mpsearch.recovery.incremental import Incremental
+from mpsearch.recovery.primal_dual import PrimalDual
+from mpsearch.recovery.range_tune import RangeTune
+from mpsearch.recovery.realloc import Realloc
 
-RECOVERERS: Mapping[str, type[Recoverer]] = {"bias": BiasCorrection, "adaround": AdaRound, "distil": Distil}
+RECOVERERS: Mapping[str, type[Recoverer]] = {
+    "bias": BiasCorrection,
+    "adaround": AdaRound,
+    "distil": Distil,
+    "range_tune": RangeTune,
+    "block_replace": BlockReplace,
+    "incremental": Incremental,
+    "primal_dual": PrimalDual,
+    "realloc": Realloc,
+}
 
-__all__ = ["RECOVERERS", "AdaRound", "BiasCorrection", "Distil"]
+__all__ = [
+    "RECOVERERS",
+    "AdaRound",
+    "BiasCorrection",
+    "BlockReplace",
+    "Distil",
+    "Incremental",
+    "PrimalDual",
+    "RangeTune",
+    "Realloc",
+]

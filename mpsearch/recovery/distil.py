@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpsearch.recovery.student import Student
+from mpsearch.quant import Student
 from mpsearch.recovery.training import Training
 from mpsearch.recovery.trial import Trial
 

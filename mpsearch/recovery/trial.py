@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
-from mpsearch.errors import CalibrationError
+from mpsearch.errors import CalibrationError, NotFinite
 from mpsearch.quant import Recovered, WeightBank, applied
 from mpsearch.types import BitMap
 
@@ -72,13 +73,21 @@ class Trial:
         return self.bank.recovered(self.bitmap, found)
 
     def show(self, found: Recovered) -> float:
-        """Mean squared error of a recovery on the inputs kept back; the best so far is kept."""
-        if (error := self._error(found)) < self.error:
+        """Mean squared error of a recovery on the inputs kept back; the best so far is kept.
+
+        Images that are not finite have an infinite error.
+        """
+        try:
+            error = self._error(found)
+        except NotFinite:
+            return math.inf
+        if error < self.error:
             self.best, self.error = found, error
         return error
 
     def _error(self, found: Recovered) -> float:
-        with applied(self.model, self.bitmap, self.with_found(found)):
+        bank = self.with_found(found)
+        with applied(self.model, bank.normalised(self.bitmap), bank):
             errors = [
                 paired_errors(self.model, self._judging, batch, images) for batch, images in enumerate(self._images)
             ]

@@ -11,6 +11,7 @@ from mpsearch.sensitivity.one_pass import OnePass
 from mpsearch.sensitivity.orm import Orm
 from mpsearch.sensitivity.pairwise import Pairwise
 from mpsearch.sensitivity.perturbation import Perturbation
+from mpsearch.sensitivity.primal_dual import PrimalDual
 from mpsearch.sensitivity.signed import Signed
 from mpsearch.sensitivity.slopes import channel_slopes, slopes
 from mpsearch.sensitivity.strata import by_stratum
@@ -26,6 +27,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "nuclear": Nuclear,
     "orm": Orm,
     "pairwise": Pairwise,
+    "primal-dual": PrimalDual,
     "signed": Signed,
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "Orm",
     "Pairwise",
     "Perturbation",
+    "PrimalDual",
     "Signed",
     "by_stratum",
     "channel_slopes",

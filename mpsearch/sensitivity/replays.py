@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.model import evaluating, forward
-from mpsearch.model.calls import Replay, calls_visited, modules_called
+from mpsearch.model.calls import Replay, calls_visited, closest, modules_called
 from mpsearch.quant import applied
 from mpsearch.subject import Subject
 from mpsearch.types import FLOAT, BitMap, Format, Table
@@ -49,7 +49,7 @@ class Replays:
         """Path of a called module → the layers whose output it makes."""
         found: dict[str, list[str]] = {}
         for layer in self.subject.layers:
-            for path in dict.fromkeys(_closest(path, self.called) for path in self.paths(layer.name)):
+            for path in dict.fromkeys(closest(path, self.called) for path in self.paths(layer.name)):
                 found.setdefault(path, []).append(layer.name)
         return found
 
@@ -141,9 +141,3 @@ def per_sample(output: Tensor, samples: int) -> Tensor:
         return output.reshape(1, 1, -1).expand(samples, -1, -1)
     channels = output.shape[1] if output.ndim > 2 else 1
     return output.reshape(samples, -1, channels, output[0].numel() // channels).transpose(1, 2).flatten(2)
-
-
-def _closest(path: str, called: set[str]) -> str:
-    while path not in called:
-        path = path.rpartition(".")[0]
-    return path
