@@ -19,7 +19,9 @@ from mpsearch.recovery import RECOVERERS
 from mpsearch.run import DISTANCES, HELDBACK, Run
 from mpsearch.types import BitMap, Format, QualityReport
 
-FEW = ("nearest", "bias", "adaround", "distil")  # everywhere; all others on the searched map of 4 bits
+BEST = ("nearest", "adaround", "distil")  # without training, and with
+METHODS = {"uniform w8a8": ("nearest",), "2 or 3 bits, 2.5 on average": ("nearest", "distil")}
+EVERY = ("mpsearch.zoo:sagan", "searched, 4 bits")  # all methods, on one map of one generator
 LOW = ("w2", "w3")
 
 
@@ -31,7 +33,8 @@ def _family(run: Run) -> list[dict[str, str]]:
     rows = []
     for label, bitmap in _maps(run).items():
         ranged = run.subject.with_ranges(bitmap)
-        methods = ("nearest", *RECOVERERS) if label == "searched, 4 bits" else FEW
+        every = (run.config.model.factory, label) == EVERY
+        methods = ("nearest", *RECOVERERS) if every else METHODS.get(label, BEST)
         for method in methods:
             start = time.perf_counter()
             bank = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,19 +17,23 @@ from mpsearch.model.running import device_of, evaluating, first_tensor, forward
 Replay = Callable[[], Tensor]
 
 
-def modules_called(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> set[str]:
-    """Paths of the modules that one forward pass calls and that return a floating tensor; ``""`` is the model."""
-    called: set[int] = set()
+def modules_called(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> list[str]:
+    """Paths of the modules that one forward pass calls and that return a floating tensor; ``""`` is the model.
+
+    In the order in which they first return.
+    """
+    called: dict[int, int] = {}
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if first_tensor(output) is not None:
-            called.add(id(module))
+            called.setdefault(id(module), len(called))
 
     with evaluating(model), torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             stack.callback(module.register_forward_hook(after).remove)
         forward(model, batch, seed)
-    return {path for path, module in model.named_modules(remove_duplicate=False) if id(module) in called}
+    paths = {path: id(module) for path, module in model.named_modules(remove_duplicate=False) if id(module) in called}
+    return sorted(paths, key=lambda path: called[paths[path]])
 
 
 @contextmanager
@@ -83,13 +88,95 @@ def closest(path: str, called: Container[str]) -> str:
 
 
 def _replay(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    device = device_of(module)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), evaluating(module), torch.no_grad():
+    with torch.random.fork_rng(devices=_cuda(module)), evaluating(module), torch.no_grad():
         output = first_tensor(module(*_copied(args), **_copied(kwargs)))
     if output is None:
         raise ModelError(f"a {type(module).__name__} returns a tensor in one call and none in another")
     return output
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module in a forward pass: what it read, and the random numbers that it was about to find."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    random: tuple[Tensor, ...]
+
+    def again(self, module: nn.Module) -> Any:
+        """What ``module`` returns on copies of the arguments; differentiable. Call inside :func:`evaluating`."""
+        cuda = _cuda(module)
+        with torch.random.fork_rng(devices=cuda):
+            torch.set_rng_state(self.random[0])
+            for device, state in zip(cuda, self.random[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return module(*_copied(self.args), **_copied(self.kwargs))
+
+    def cut(self, samples: int, parts: int) -> list[Call]:
+        """The call in parts: tensors with a row a sample are cut, the rest is shared."""
+        pieces = _cut((self.args, self.kwargs), samples, parts)
+        return [Call(args, kwargs, self.random) for args, kwargs in pieces]
+
+
+def calls_of(model: nn.Module, module: nn.Module, batch: Sequence[Any], seed: int, count: int) -> list[Call]:
+    """The first ``count`` calls of ``module`` in a forward pass, which ends with the last of them."""
+    found: list[Call] = []
+
+    def before(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        random = (torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda(model)))
+        found.append(Call(_copied(args), _copied(kwargs), random))
+        if len(found) == count:
+            raise _Enough
+
+    with evaluating(model), torch.no_grad(), suppress(_Enough), ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        forward(model, batch, seed)
+    return found
+
+
+def with_outputs(
+    model: nn.Module, module: nn.Module, batch: Sequence[Any], seed: int = 0
+) -> tuple[Tensor, list[Tensor]]:
+    """(images, what every call of ``module`` returned): the images have gradients with respect to those.
+
+    Nothing where some call returned no floating tensor, but a tuple perhaps.
+    """
+    found: list[Tensor] = []
+    whole = True
+
+    def after(called: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal whole
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            whole = False
+            return output
+        found.append(output if output.requires_grad else output.detach().requires_grad_())
+        return found[-1].clone()  # what follows may write into it
+
+    with evaluating(model), ExitStack() as stack:
+        stack.callback(module.register_forward_hook(after).remove)
+        images = forward(model, batch, seed)
+    return images, found if whole else []
+
+
+class _Enough(BaseException):  # no error: nothing on the way may take it for one
+    """Ends a forward pass of which enough is known."""
+
+
+def _cuda(module: nn.Module) -> list[torch.device]:
+    device = device_of(module)
+    return [device] if device.type == "cuda" else []
+
+
+def _cut(value: Any, samples: int, parts: int) -> Sequence[Any]:
+    if isinstance(value, Tensor) and value.ndim and len(value) == samples:
+        return value.tensor_split(parts)
+    if type(value) in (list, tuple):
+        pieces = [_cut(entry, samples, parts) for entry in value]
+        return [type(value)(own[at] for own in pieces) for at in range(parts)]
+    if type(value) is dict:
+        named = {key: _cut(entry, samples, parts) for key, entry in value.items()}
+        return [{key: own[at] for key, own in named.items()} for at in range(parts)]
+    return [value] * parts
 
 
 def _copied(value: Any) -> Any:

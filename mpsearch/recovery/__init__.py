@@ -6,15 +6,19 @@ from mpsearch.protocols import Recoverer
 from mpsearch.recovery.adaround import AdaRound
 from mpsearch.recovery.bias import BiasCorrection
 from mpsearch.recovery.block_replace import BlockReplace
+from mpsearch.recovery.blocks import Blocks
 from mpsearch.recovery.distil import Distil
 from mpsearch.recovery.incremental import Incremental
 from mpsearch.recovery.primal_dual import PrimalDual
 from mpsearch.recovery.range_tune import RangeTune
 from mpsearch.recovery.realloc import Realloc
+from mpsearch.recovery.scales import RangeSearch
 
 RECOVERERS: Mapping[str, type[Recoverer]] = {
+    "scales": RangeSearch,
     "bias": BiasCorrection,
     "adaround": AdaRound,
+    "blocks": Blocks,
     "distil": Distil,
     "range_tune": RangeTune,
     "block_replace": BlockReplace,
@@ -28,9 +32,11 @@ __all__ = [
     "AdaRound",
     "BiasCorrection",
     "BlockReplace",
+    "Blocks",
     "Distil",
     "Incremental",
     "PrimalDual",
+    "RangeSearch",
     "RangeTune",
     "Realloc",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cvxpy as cp
 import numpy as np
@@ -138,7 +138,7 @@ class Widths:
         """Give every layer its width anew; returns the parameters that are in other units now."""
         changed = []
         for layer, at in zip(self._map, assigned(self._damage.numpy(), self._spent, self._limits), strict=True):
-            format = replace(self._choices[at], act_bits=self._map[layer].act_bits)
+            format = self._choices[at].with_activations(self._map[layer])
             if format != self._student.formats.get(layer, self._map[layer]):
                 changed += self._student.reformat(layer, format)
             self._weights[layer].copy_(self._student.unrounded(layer))

@@ -38,7 +38,7 @@ class Replays:
     def called(self) -> set[str]:
         """Paths of the modules that have an output."""
         seed, args = self.subject.calibration.run(0)
-        return modules_called(self.subject.model, args, seed)
+        return set(modules_called(self.subject.model, args, seed))
 
     def paths(self, layer: str) -> list[str]:
         """Paths of the modules that own a layer, called or not."""

@@ -1,0 +1,214 @@
+"""Make parts of a generator give what they give in the float one, by how their weights are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mpsearch.calibration import Calibration, paired_errors
+from mpsearch.errors import UsageError
+from mpsearch.model import evaluating, substituted
+from mpsearch.model.calls import Call, calls_of, modules_called, with_outputs
+from mpsearch.quant import Integers, QuantizedWeight, Recovered, applied
+from mpsearch.recovery.trial import Trial, mean, order
+
+STRETCH = 0.1  # the sigmoid reaches beyond 0 and 1 by so much, so that it gets there
+SHARP, SOFT = 2.0, 20.0  # exponents of the push at the end and at the start
+WARM = 0.2  # share of the steps before it sets in
+VALUES = 1 << 23  # outputs of a part that are kept to learn from, at most
+STEP = 1 << 18  # outputs that one step compares, at most, where samples can be told apart
+CHECKS = 4  # batches at most that tell whether a part has helped
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Learned rounding (Nagel et al., ICML 2020), a part of the generator after the other.
+
+    A part reads what the parts before it give with their new weights, and is to give what it gives in the float
+    generator. What an error of its output does to the images decides how much it counts: the square of the gradient
+    of the images, in random directions, is that to second order (BRECQ, Li et al., ICLR 2021). A weight lies between
+    two codes; how far it goes to the upper one is learnt, and pushed to 0 or 1. Scales stay. A part whose new weights
+    do not bring the images of a few batches, kept back from what it learns from, closer to the float ones stays as it
+    was.
+
+    Attributes:
+        steps: of Adam, a part.
+        rate: of Adam.
+        strength: of the push, relative to the error of the start.
+        probes: random directions of the images.
+        lessons: batches of the inputs that a part learns from, at most.
+        seed: of the order of the batches and of the directions.
+    """
+
+    steps: int = 200
+    rate: float = 0.2
+    strength: float = 10.0
+    probes: int = 1
+    lessons: int = 48
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.probes, self.lessons) < 1 or not (self.rate > 0 and self.strength > 0):
+            raise UsageError(
+                f"{self._name} needs steps, probes and lessons of 1 or more, rate and strength above 0, "
+                f"not {self.steps}, {self.probes}, {self.lessons}, {self.rate} and {self.strength}"
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__.lower()
+
+    def learn(self, trial: Trial, parts: Mapping[str, Sequence[str]]) -> None:
+        """Reconstruct the parts in the order in which they run, and show the whole to the trial.
+
+        Args:
+            trial: what to learn from and to be judged by.
+            parts: path of a module → the layers in it.
+        """
+        back = min(max(len(trial.learning) // 4, 1), CHECKS)
+        checks = range(len(trial.learning) - back, len(trial.learning))
+        learning = Calibration(trial.learning.batches[: max(checks.start, 1)][: self.lessons], trial.learning.seed)
+        seed, args = learning.run(0)
+        ordered = [path for path in modules_called(trial.model, args, seed) if path in parts]
+        best, least = Recovered(), image_error(trial, Recovered(), checks)
+        for at, path in enumerate(ordered):
+            weights = self._part(trial, best, path, parts[path], learning)
+            found = Recovered({**best.weights, **weights})
+            if weights and (error := image_error(trial, found, checks)) < least:
+                best, least = found, error
+            trial.progress(self._name, at + 1, len(ordered))
+        trial.show(best)
+
+    def _part(
+        self, trial: Trial, now: Recovered, path: str, layers: Sequence[str], learning: Calibration
+    ) -> dict[str, QuantizedWeight]:
+        """New weights of the layers of one part; none where it returns no single tensor."""
+        bank, module = trial.with_found(now), trial.model.get_submodule(path)
+        lessons = self._lessons(trial, now, module, learning)
+        if not lessons:
+            return {}
+        roundings = {}
+        for layer in layers:
+            stored = bank.quantized(layer, trial.bitmap[layer])
+            assert isinstance(stored, Integers)
+            roundings[bank.site(layer).places[0]] = Rounding(stored, bank.weight(layer))
+        free = [own.free for own in roundings.values()]
+        size = sum(own.numel() for own in free)
+        optimizer = torch.optim.Adam(free, lr=self.rate, fused=True)
+        with applied(trial.model, trial.bitmap, bank), evaluating(module):
+            with torch.no_grad():
+                some = lessons[:: -(-len(lessons) // 16)]
+                unit = 1 / (sum(lesson.error(module).item() for lesson in some) / len(some) or 1.0)
+            for step, at in enumerate(order(len(lessons), self.steps, self.seed)):
+                shares = {place: own.share() for place, own in roundings.items()}
+                with substituted(trial.model, {place: own.weight(shares[place]) for place, own in roundings.items()}):
+                    loss = lessons[at].error(module) * unit
+                if (done := step / self.steps) >= WARM:
+                    power = SOFT + (SHARP - SOFT) * (done - WARM) / (1 - WARM)
+                    loss = loss + self.strength / size * sum(undecided(share, power) for share in shares.values())
+                for parameter, gradient in zip(free, torch.autograd.grad(loss * size, free), strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+        return {layer: own.decided() for layer, own in zip(layers, roundings.values(), strict=True)}
+
+    def _lessons(self, trial: Trial, now: Recovered, module: nn.Module, learning: Calibration) -> list[Lesson]:
+        """What a part is to give and for what, as many batches of it as may be kept."""
+        generator = torch.Generator().manual_seed(self.seed)
+        found: list[Lesson] = []
+        values = 0
+        for batch in range(len(learning)):
+            if found and values >= VALUES:
+                break
+            seed, args = learning.run(batch)
+            images, targets = with_outputs(trial.model, module, args, seed)
+            weights = _importance(images, targets, self.probes, generator)
+            with applied(trial.model, trial.bitmap, trial.with_found(now)):
+                calls = calls_of(trial.model, module, args, seed, len(targets))
+            for lesson in map(Lesson, calls, [target.detach() for target in targets], weights):
+                values += lesson.target.numel()
+                found += lesson.cut(len(images))
+        whole = sum(lesson.weight.sum().item() for lesson in found) / max(values, 1)
+        return [lesson._replace(weight=lesson.weight / whole) for lesson in found] if whole > 0 else []
+
+
+def roundable(trial: Trial) -> dict[str, str]:
+    """Layer → its place, of the layers of integers that one module owns."""
+    places = {name: trial.bank.site(name).places for name, f in trial.bitmap.items() if f.kind == "int" and not f.rank}
+    return {name: own[0] for name, own in places.items() if len(own) == 1}
+
+
+class Lesson(NamedTuple):
+    """A call of a part, what it is to give, and how much an error counts there."""
+
+    call: Call
+    target: Tensor
+    weight: Tensor
+
+    def error(self, module: nn.Module) -> Tensor:
+        gap: Tensor = self.call.again(module) - self.target
+        return (gap.square() * self.weight).mean()
+
+    def cut(self, samples: int) -> list[Lesson]:
+        parts = min(-(-self.target.numel() // STEP), samples)
+        if parts == 1 or len(self.target) != samples:
+            return [self]
+        return list(
+            map(
+                Lesson,
+                self.call.cut(samples, parts),
+                self.target.tensor_split(parts),
+                self.weight.tensor_split(parts),
+            )
+        )
+
+
+class Rounding:
+    """How far every weight of a layer goes to the upper of the two codes around it."""
+
+    def __init__(self, stored: Integers, weight: Tensor) -> None:
+        self._stored, self._scale, self._offset = stored, stored.spread(stored.scale), stored.offset
+        low, high = stored.limits
+        exact = (weight.detach().float() / self._scale + self._offset).clamp(low, high)
+        self._low = torch.minimum(exact.floor(), high - 1)
+        share = ((exact - self._low + STRETCH) / (1 + 2 * STRETCH)).clamp(1e-4, 1 - 1e-4)
+        self.free = torch.logit(share).requires_grad_()
+
+    def share(self) -> Tensor:
+        """0 is the lower code, 1 the upper one."""
+        return (torch.sigmoid(self.free) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+
+    def weight(self, share: Tensor) -> Tensor:
+        return ((self._low + share - self._offset) * self._scale).to(self._stored.dtype)
+
+    def decided(self) -> QuantizedWeight:
+        codes = self._low + (self.free.detach() > 0)
+        return replace(self._stored, codes=codes.to(torch.int8))
+
+
+def undecided(share: Tensor, power: float) -> Tensor:
+    """How many of the weights are between their codes, softly."""
+    return (1 - (2 * share - 1).abs().pow(power)).sum()
+
+
+def _importance(images: Tensor, outputs: Sequence[Tensor], probes: int, generator: torch.Generator) -> list[Tensor]:
+    """Mean squared gradient of the images in random directions; even where they have none."""
+    found = [torch.zeros_like(output) for output in outputs]
+    if not images.requires_grad or not outputs:
+        return [torch.ones_like(output) for output in outputs]
+    for probe in range(probes):
+        signs = torch.randint(0, 2, images.shape, generator=generator).to(images) * 2 - 1
+        gradients = torch.autograd.grad(images, outputs, signs, retain_graph=probe + 1 < probes, allow_unused=True)
+        for own, gradient in zip(found, gradients, strict=True):
+            if gradient is not None:
+                own += gradient.square() / probes
+    return found
+
+
+def image_error(trial: Trial, found: Recovered, batches: Sequence[int]) -> float:
+    """Mean squared error of the images of some batches to learn from."""
+    with applied(trial.model, trial.bitmap, trial.with_found(found)):
+        return mean([paired_errors(trial.model, trial.learning, at, trial.expected[at]) for at in batches])
