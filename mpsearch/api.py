@@ -482,8 +482,8 @@ def recover(
 
     Args:
         model: the float generator; left as it was.
-        bitmap: layer name → format; every format, and the bytes of the packed file, stay; those of the coded one follow
-            the new codes.
+        bitmap: layer name → format; every format stays, and the bytes of the packed file (those of the coded one follow
+            the new codes); ``realloc`` alone moves bits from layer to layer, and takes no more bytes.
         batches: inputs to learn from, 2 or more, a few hundred samples; a quarter of them is kept back to judge by.
         method: a name of :data:`mpsearch.recovery.RECOVERERS`, or an instance of one.
         seed: of inner noise of the generator, and of the method.
@@ -493,8 +493,9 @@ def recover(
         options: fields of the method, such as ``steps=1000``.
 
     Returns:
-        ``bank=`` for :func:`mpsearch.quantized`, :func:`mpsearch.validate` and :func:`export`; the nearest weights
-        where the method found none that are better on what it kept back.
+        ``bank=`` for :func:`mpsearch.quantized`, :func:`mpsearch.validate` and :func:`export`, which take formats from
+        it where a method has changed them (``bank.formats``); the nearest weights where the method found none that are
+        better on what it kept back.
 
     Example:
         >>> bank = mpsearch.recover(generator, solution.bitmap, [(z,) for z in latents])

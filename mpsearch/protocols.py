@@ -45,7 +45,7 @@ class FeatureNet(Protocol):
 
 
 class Recoverer(Protocol):
-    """What makes the pictures of a map better without changing its formats, learnt from the float generator.
+    """What makes the pictures of a map better at no more bytes, learnt from the float generator.
 
     It shows what it finds to the trial, which keeps the best; where that is the start, nothing was found.
     """

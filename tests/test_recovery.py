@@ -15,7 +15,7 @@ from mpsearch.calibration import Calibration
 from mpsearch.cli import app
 from mpsearch.config import MethodConfig, RunConfig, load_config, options_of
 from mpsearch.export import load_packed, payload_bytes
-from mpsearch.quant import WeightBank
+from mpsearch.quant import WeightBank, with_ranges
 from mpsearch.recovery import RECOVERERS
 from mpsearch.recovery.trial import Trial
 from mpsearch.recovery_run import recover, resumed
@@ -143,10 +143,10 @@ def test_a_layer_that_runs_twice_gets_one_bias_for_both():
 @pytest.mark.parametrize("method", RECOVERERS)
 def test_what_makes_it_worse_is_not_taken(mixed, method):
     model, batches = mixed
-    options = {"bias": {}}.get(method, {"rate": 50.0, "steps": 8})
-    bank = mpsearch.recover(model, MAP, batches, method, **options)
+    options = {"bias": {}, "scales": {}}.get(method, {"rate": 50.0, "steps": 8})
+    ranges = with_ranges(model, BitMap(MAP), batches, WeightBank(model))
+    bank = mpsearch.recover(model, ranges, batches, method, **options)
     kept_back = batches[-2:]
-    ranges = mpsearch.BitMap(MAP)
     assert error(model, ranges, kept_back, bank) <= error(model, ranges, kept_back) * (1 + 1e-6)
     assert mpsearch.recover(model, dict.fromkeys(MAP, "float"), batches, method, **options).tensors.keys() <= {
         "first.bias"

@@ -1,7 +1,6 @@
 """Recoveries by training: what each of them learns, and that a training which was killed goes on."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -14,9 +13,9 @@ from mpsearch.api import make_subject
 from mpsearch.budgets import cost_of
 from mpsearch.calibration import Calibration
 from mpsearch.export import load_packed, payload_bytes
-from mpsearch.quant import Student, WeightBank, applied
+from mpsearch.quant import Closeness, Student, WeightBank, applied
 from mpsearch.quant.context import with_ranges
-from mpsearch.recovery import BlockReplace, Distil, Incremental, PrimalDual, Realloc, realloc
+from mpsearch.recovery import BlockReplace, Distil, Incremental, PrimalDual, realloc
 from mpsearch.recovery.training import paired
 from mpsearch.recovery.trial import Trial
 from mpsearch.sensitivity import ESTIMATORS
@@ -261,8 +260,36 @@ def test_layers_that_are_not_replaced_are_those_of_the_float_generator(small):
         assert paired(trial, student, 0, lambda layer: False) == 0
         for name, value in student.codes.items():
             value.zero_()  # a layer that is quantized is seen to be
-            expected = paired(trial, student, 0, name.__eq__)
-            assert expected > 0
+            assert paired(trial, student, 0, name.__eq__) > 0
+
+
+class Scaled(WeightBank):
+    """Channels of a layer scaled, and what reads them scaled back: the same generator from other float weights."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        gains = torch.linspace(0.25, 4, 8)
+        first, last = model[0], model[2]
+        self._own = {"0.weight": (first.weight * gains[:, None]).detach(), "2.weight": (last.weight / gains).detach()}
+        self.tensors = {"0.bias": (first.bias * gains).detach()}
+
+    def weight(self, layer):
+        return self._own[layer]
+
+
+def test_float_layers_are_those_of_the_bank():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    batches = [(torch.randn(16, 8),) for _ in range(4)]
+    bitmap, bank = BitMap({"0.weight": "w3", "2.weight": "w3"}), Scaled(model)
+    trial = Trial(model, bitmap, bank, Calibration.of(batches))
+    student = Student(model, bitmap, bank)
+    with torch.no_grad(), Closeness(model, bank, bitmap, trial.learning).measured(0) as found:
+        assert paired(trial, student, 0, lambda layer: False) < 1e-12
+    assert max(distance.max() for distance in found.values()) < 1e-10
+    with torch.no_grad(), Closeness(model, WeightBank(model), bitmap, trial.learning).measured(0) as found:
+        paired(trial, student, 0, lambda layer: False)
+    assert found["0.weight"].mean() > 0.1, "the outputs of the model itself are others"
 
 
 # incremental
@@ -499,4 +526,3 @@ def test_bad_options_are_one_line(small):
     ):
         with pytest.raises(UsageError, match=text):
             mpsearch.recover(model, MAP, batches, method, **options)
-    assert json.dumps(repr(Realloc(formats=("w2", "w4"))))

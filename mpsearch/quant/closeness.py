@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration
-from mpsearch.model import evaluating, forward
+from mpsearch.calibration import Calibration, output
+from mpsearch.model import substituted
 from mpsearch.model.calls import closest, modules_called, outputs_visited
 from mpsearch.quant.bank import WeightBank
 
@@ -20,7 +19,8 @@ class Closeness:
     """Squared distance of every layer's output to that in the float generator, relative to its energy.
 
     A layer's output is that of the module that owns its weight, or of the closest one around it that is called; where
-    it is called many times, each call counts alike.
+    it is called many times, each call counts alike. A bank whose float weights are not those of the model (channels
+    scaled against each other) stands for a float generator of its own.
 
     Args:
         model: the float generator.
@@ -31,11 +31,16 @@ class Closeness:
 
     def __init__(self, model: nn.Module, bank: WeightBank, layers: Iterable[str], inputs: Calibration) -> None:
         self._model, self._inputs = model, inputs
+        sites = {layer: bank.site(layer) for layer in layers}
+        self._floats: dict[str, Tensor] = {}
+        if any(bank.weight(layer) is not site.weight for layer, site in sites.items()):
+            self._floats = {place: bank.weight(layer) for layer, site in sites.items() for place in site.places}
+            self._floats |= bank.tensors
         seed, args = inputs.run(0)
         called = modules_called(model, args, seed)
         self._users: defaultdict[str, list[str]] = defaultdict(list)  # path → layers whose output it makes
-        for layer in layers:
-            for path in {closest(place.rpartition(".")[0], called): None for place in bank.site(layer).places}:
+        for layer, site in sites.items():
+            for path in {closest(place.rpartition(".")[0], called): None for place in site.places}:
                 self._users[path].append(layer)
 
     @contextmanager
@@ -52,9 +57,9 @@ class Closeness:
             own = left[path].pop(0)
             distance = _by_sample((output - own).square(), samples) / (own.double().square().mean().item() or 1.0)
             for layer in self._users[path]:
-                share = distance / sum(len(expected[path]) for path, layers in self._users.items() if layer in layers)
-                found[layer] = found[layer] + share if layer in found else share
+                found[layer] = found.get(layer, 0) + distance / calls[layer]
 
+        calls = Counter(layer for path, layers in self._users.items() for layer in layers * len(expected[path]))
         left = {path: list(calls) for path, calls in expected.items()}
         with outputs_visited(self._model, {path: partial(compare, path) for path in expected}):
             yield found
@@ -66,10 +71,9 @@ class Closeness:
         def note(path: str, output: Tensor) -> None:
             calls[path].append(output.clone())
 
-        seed, args = self._inputs.run(batch)
         visitors = {path: partial(note, path) for path in calls}
-        with outputs_visited(self._model, visitors), evaluating(self._model), torch.no_grad():
-            images = forward(self._model, args, seed)
+        with substituted(self._model, self._floats), outputs_visited(self._model, visitors):
+            images = output(self._model, self._inputs, batch)
         return calls, len(images)
 
 

@@ -23,12 +23,12 @@ class PrimalDual(Training):
     here it is the quantized one, trained straight through the rounding.
 
     Attributes:
-        tolerance: relative squared distance of a layer's output that is allowed; 0.01 is 20 dB.
+        tolerance: relative squared distance of a layer's output that is allowed; 0.003 is 25 dB.
         ascent: how far a multiplier rises in a step, in units of the error of the start, for a distance of 1.
     """
 
-    tolerance: float = 0.01
-    ascent: float = 0.01
+    tolerance: float = 0.003
+    ascent: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
