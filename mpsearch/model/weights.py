@@ -1,8 +1,8 @@
 """Read the weights that a generator computes with, and put others in their place.
 
-A weight is replaced by *shadowing*: a plain parameter by an attribute of the same name in the module's ``__dict__``
-(which Python finds before ``nn.Module.__getattr__``), a parametrized tensor by one more parametrization, a tensor
-computed by a forward hook by one more hook. Undoing it is deleting the shadow, so restoration is bit-exact by
+A weight is replaced by *shadowing*: a plain parameter or buffer by an attribute of the same name in the module's
+``__dict__`` (which Python finds before ``nn.Module.__getattr__``), a parametrized tensor by one more parametrization, a
+tensor computed by a forward hook by one more hook. Undoing it is deleting the shadow, so restoration is bit-exact by
 construction, and ``state_dict`` never changes.
 """
 
@@ -110,7 +110,7 @@ def _shadow(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
         assert isinstance(chain, nn.ModuleList)
         chain.append(_Fixed(value))
         return lambda: chain.__delitem__(-1)
-    if name in module._parameters:
+    if name in module._parameters or name in module._buffers:
         module.__dict__[name] = value
         return lambda: module.__dict__.pop(name, None)
     before = module.__dict__[name]
@@ -126,7 +126,7 @@ def _shadow(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
 
 @contextmanager
 def substituted(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the named weights are the given tensors (which may require gradients)."""
+    """Within the context the named weights and buffers are the given tensors (which may require gradients)."""
     with ExitStack() as stack:
         for name, value in weights.items():
             stack.callback(_shadow(*owner(model, name), value))

@@ -24,7 +24,7 @@ class Recovered:
 
     Attributes:
         weights: layer → its weight in the stored form, in the format that the map has for it.
-        tensors: name in ``state_dict`` → new value, of parameters that are not quantized (biases, scales of norms).
+        tensors: name in ``state_dict`` → new value, of parameters and buffers that are not quantized (biases, norms).
         ranges: layer → ranges of its activations in place of those of the map.
         formats: layer → format in place of that of the map.
     """

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from mpsearch.protocols import Recoverer
 from mpsearch.recovery.adaround import AdaRound
+from mpsearch.recovery.batch_norm import BatchNorm
 from mpsearch.recovery.bias import BiasCorrection
 from mpsearch.recovery.block_replace import BlockReplace
 from mpsearch.recovery.blocks import Blocks
@@ -17,6 +18,7 @@ from mpsearch.recovery.scales import RangeSearch
 RECOVERERS: Mapping[str, type[Recoverer]] = {
     "scales": RangeSearch,
     "bias": BiasCorrection,
+    "batch_norm": BatchNorm,
     "adaround": AdaRound,
     "blocks": Blocks,
     "distil": Distil,
@@ -30,6 +32,7 @@ RECOVERERS: Mapping[str, type[Recoverer]] = {
 __all__ = [
     "RECOVERERS",
     "AdaRound",
+    "BatchNorm",
     "BiasCorrection",
     "BlockReplace",
     "Blocks",

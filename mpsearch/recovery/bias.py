@@ -1,89 +1,87 @@
-"""``bias``: correct the mean of what every layer gives."""
+"""``bias``: correct the mean of what every channel gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration
-from mpsearch.model import evaluating, forward, input_axis
-from mpsearch.quant import Recovered, applied
+from mpsearch.errors import UsageError
+from mpsearch.model import input_axis
+from mpsearch.quant import Recovered
+from mpsearch.recovery.channels import Seen, correct_calls
 from mpsearch.recovery.trial import Trial
 
-Visit = Callable[[str, Tensor], Tensor]  # (layer, its output) → what it gives instead
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
 class BiasCorrection:
     """The biases that give every channel the mean it has in the float generator (Nagel et al., ICCV 2019).
 
-    Layers are corrected in the order in which they run, so that each sees what those before it already correct, and
-    every call makes the mean a better one. Linear layers and convolutions with a bias take part.
+    Linear layers, convolutions and norms with a bias are corrected in the order in which they run, so that each sees
+    what those before it already correct; a layer without a bias is corrected by the norm that follows it. The trial is
+    shown two kinds of mean: of all values alike, and weighed by what the picture depends on, for the mean of what a
+    ReLU or a tanh cuts off is no use to anyone.
+
+    Attributes:
+        lessons: batches of the inputs, at most, that means are taken over.
+        seed: of the projections that tell what the picture depends on.
     """
 
+    lessons: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lessons < 1:
+            raise UsageError(f"bias needs lessons of 1 or more, not {self.lessons}")
+
     def __call__(self, trial: Trial) -> None:
-        model, bitmap, bank = trial.model, trial.bitmap, trial.bank
-        owners = {name: bank.site(name).owners[0][0] for name in bitmap if len(bank.site(name).owners) == 1}
-        owners = {n: m for n, m in owners.items() if input_axis(m) is not None and isinstance(m.bias, nn.Parameter)}
-        names = {layer: layer.rpartition(".")[0] + ".bias" for layer in owners}
-        own = {layer: bank.tensors.get(name, model.get_parameter(name)).detach() for layer, name in names.items()}
-        shifts = {layer: torch.zeros_like(bias) for layer, bias in own.items()}
-
-        def found() -> Recovered:
-            return Recovered(tensors={names[layer]: own[layer] + shifts[layer] for layer in own})
-
-        seen = dict.fromkeys(owners, 0)
-        for batch in range(len(trial.learning)):
-            targets: dict[str, list[Tensor]] = {layer: [] for layer in owners}
-
-            def note(layer: str, output: Tensor, targets: dict[str, list[Tensor]] = targets) -> Tensor:
-                targets[layer].append(_mean(output, owners[layer]))
-                return output
-
-            def correct(
-                layer: str,
-                output: Tensor,
-                targets: dict[str, list[Tensor]] = targets,
-                before: Mapping[str, Tensor] = dict(shifts),
-            ) -> Tensor:
-                seen[layer] += 1
-                off = targets[layer].pop(0) - _mean(output, owners[layer]) - (shifts[layer] - before[layer])
-                shifts[layer] = shifts[layer] + off / seen[layer]
-                return output + _along(shifts[layer] - before[layer], output, owners[layer])
-
-            _run(model, owners, trial.learning, batch, note)
-            with applied(model, bitmap, bank.recovered(bitmap, found())):
-                _run(model, owners, trial.learning, batch, correct)
-            trial.progress("bias correction", batch + 1, len(trial.learning))
-        trial.show(found())
+        modules = _with_bias(trial.model)
+        count = min(self.lessons, len(trial.learning))
+        for done, generator in enumerate((None, torch.Generator().manual_seed(self.seed))):
+            shifts = _Shifts()
+            for batch in range(count):
+                correct_calls(trial, modules, batch, generator, shifts.correct)
+                trial.progress("bias correction", done * count + batch + 1, 2 * count)
+            trial.show(Recovered(tensors=shifts.biases(trial)))
 
 
-def _run(model: nn.Module, owners: Mapping[str, nn.Module], inputs: Calibration, batch: int, visit: Visit) -> None:
-    """One forward pass that asks ``visit`` what every layer gives."""
+class _Shifts:
+    """What the mean of every channel lacks, better from call to call."""
 
-    def hook(layer: str, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return visit(layer, output)
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # of what lacks and of the weights, (2, channels)
 
-    seed, args = inputs.run(batch)
-    with ExitStack() as stack, evaluating(model), torch.no_grad():
-        for layer, module in owners.items():
-            stack.callback(module.register_forward_hook(partial(hook, layer)).remove)
-        forward(model, args, seed)
+    def correct(self, path: str, seen: Seen) -> Tensor:
+        lacks = seen.weights * (seen.wanted - seen.output)
+        self._sums[path] = self._sums.get(path, 0) + torch.stack([lacks.sum(1), seen.weights.sum(1)])
+        return seen.output + self._shift(path)[:, None]
+
+    def _shift(self, path: str) -> Tensor:
+        total, weight = self._sums[path]
+        mean: Tensor = total / weight.where(weight > 0, 1.0)
+        return mean
+
+    def biases(self, trial: Trial) -> dict[str, Tensor]:
+        """The biases that change what the modules give as :meth:`correct` does."""
+        found = {}
+        for path in self._sums:
+            name = f"{path}.bias".lstrip(".")
+            own = trial.bank.tensors.get(name, trial.model.get_parameter(name)).detach()
+            found[name] = (own + self._shift(path)).to(own)
+        return found
 
 
-def _mean(output: Tensor, module: nn.Module) -> Tensor:
-    """Of every channel."""
-    axis = (input_axis(module) or 0) % output.ndim
-    return output.mean([dim for dim in range(output.ndim) if dim != axis])
-
-
-def _along(values: Tensor, output: Tensor, module: nn.Module) -> Tensor:
-    shape = [1] * output.ndim
-    shape[input_axis(module) or 0] = -1
-    return values.view(shape)
+def _with_bias(model: nn.Module) -> dict[str, nn.Module]:
+    """Path → module that corrects its channels with a vector of its own."""
+    owners = Counter(id(module._parameters.get("bias")) for module in model.modules())
+    found = {}
+    for path, module in model.named_modules():
+        bias = module._parameters.get("bias")
+        takes_part = input_axis(module) is not None or isinstance(module, NORMS)
+        if takes_part and bias is not None and bias.ndim == 1 and owners[id(bias)] == 1:
+            found[path] = module
+    return found
