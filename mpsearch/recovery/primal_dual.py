@@ -19,8 +19,8 @@ class PrimalDual(Training):
 
     After "Neural Networks with Quantization Constraints" (Elenter et al. 2022, arXiv 2210.15623): the Lagrangian, the
     error plus a multiplier for every layer times what its relative squared distance exceeds the tolerance by, goes down
-    in the weights and up in the multipliers. The paper's primal is the float network, which quantization holds to;
-    here it is the quantized one, trained straight through the rounding.
+    in the weights and up in the multipliers. The paper trains the float network and needs no gradient of the
+    rounding; here the quantized one is trained, straight through.
 
     Attributes:
         tolerance: relative squared distance of a layer's output that is allowed; 0.003 is 25 dB.

@@ -34,8 +34,8 @@ class Realloc(Training):
     Every so many steps an exact solver assigns the widths anew; no map has more bytes, or more bits, than the one that
     came in. A layer whose width changes keeps the float weight that it has been trained to.
 
-    The gradient of the loss itself, which the paper has for ``vᵀJ``, ranks layers worse: where the loss is a distance
-    to what the float generator draws, it is all residual.
+    The gradient of the loss itself in place of ``vᵀJ`` ranks layers worse: the loss is a distance to what the float
+    generator draws, so that it sees nothing but what the map of the moment does wrong.
 
     Layers of plain integers take part; activations keep their widths. The map that comes out is that of the bank
     (``WeightBank.formats``). What was asked of single layers (pins, floors) is no part of a map and is not obeyed.
@@ -72,7 +72,7 @@ class Realloc(Training):
         unit = 1 / (trial.start or 1.0)
 
         def loss(step: int, batch: int) -> Tensor:
-            if step > self.settled or not own:
+            if step > self.settled or not own:  # no more assignments to come
                 return paired(trial, student, batch) * unit
             seed, args = trial.learning.run(batch)
             with student.applied() as weights:
@@ -119,6 +119,8 @@ class Widths:
         """Take one random projection of the images of a step into account."""
         generator = torch.Generator().manual_seed(seed)
         signs = (torch.randint(0, 2, images.shape, generator=generator) * 2 - 1).to(images)
+        if not images.requires_grad:  # the generator calls none of the layers
+            return
         wanted = [weights[layer] for layer in self._map]
         found = torch.autograd.grad(images, wanted, signs, retain_graph=True, allow_unused=True)
         self._damage.mul_(KEPT)
