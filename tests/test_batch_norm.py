@@ -6,7 +6,12 @@ from torch import nn
 
 import mpsearch
 from mpsearch import UsageError
+from mpsearch.calibration import Calibration
 from mpsearch.export import load_packed
+from mpsearch.model import substituted
+from mpsearch.quant import Recovered, WeightBank
+from mpsearch.recovery import BatchNorm
+from mpsearch.recovery.trial import Trial
 
 MAP = {"0.weight": "w2a4", "3.weight": "w2"}
 
@@ -86,3 +91,44 @@ def test_bad_options_are_one_line(method):
     model, batches = normed()
     with pytest.raises(UsageError, match=f"{method} needs lessons of 1 or more, not 0"):
         mpsearch.recover(model, MAP, batches, method, lessons=0)
+
+
+def test_a_layer_that_is_twice_as_loud_has_four_times_the_variance():
+    model, batches = normed()
+    bitmap = mpsearch.BitMap({"0.weight": "w8"})
+    stored = WeightBank(model).quantized("0.weight", bitmap["0.weight"])
+    loud = Recovered({"0.weight": stored.with_learnable({"scale": 2 * stored.scale})})
+    trial = Trial(model, bitmap, WeightBank(model).recovered(bitmap, loud), Calibration.of(batches))
+    BatchNorm()(trial)
+    assert trial.error < 1e-3 * trial.start
+    found, norm = trial.best.tensors, model[1]
+    torch.testing.assert_close(found["1.running_var"], 4 * (norm.running_var + norm.eps), rtol=0.02, atol=0)
+    torch.testing.assert_close(found["1.running_mean"], 2 * norm.running_mean, rtol=0.05, atol=0.02)
+
+
+def test_a_channel_that_never_varies_and_a_scale_of_zero_do_no_harm():
+    model, batches = normed()
+    with torch.no_grad():
+        model[0].weight[3] = 0
+        model[1].weight[5] = 0
+    bitmap = mpsearch.BitMap({"0.weight": "w2", "3.weight": "w2"})
+    trial, found = Trial(model, bitmap, WeightBank(model), Calibration.of(batches)), []
+    trial.show = found.append
+    BatchNorm()(trial)
+    assert len(found) == 2
+    for own in found:
+        assert all(value.isfinite().all() for value in own.tensors.values())
+        assert own.tensors["1.running_var"].min() >= 0
+        torch.testing.assert_close(own.tensors["1.running_var"][3], model[1].running_var[3])
+
+
+def test_buffers_are_put_in_place_and_taken_out_again(snapshot):
+    model, ((x,), *_) = normed()
+    shot = snapshot(model)
+    with torch.no_grad(), substituted(model, {"1.running_mean": torch.full((12,), 3.0)}):
+        moved = model[:2](x)
+    shot.check()
+    scale = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
+    shift = (3 - model[1].running_mean) * scale
+    with torch.no_grad():
+        torch.testing.assert_close(moved, model[:2](x) - shift[:, None, None], rtol=1e-4, atol=1e-5)

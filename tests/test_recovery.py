@@ -143,7 +143,7 @@ def test_a_layer_that_runs_twice_gets_one_bias_for_both():
 @pytest.mark.parametrize("method", RECOVERERS)
 def test_what_makes_it_worse_is_not_taken(mixed, method):
     model, batches = mixed
-    options = {"bias": {}, "scales": {}, "batch_norm": {}}.get(method, {"rate": 50.0, "steps": 8})
+    options = {"bias": {}, "scales": {}, "batch_norm": {}, "equalise": {}}.get(method, {"rate": 50.0, "steps": 8})
     ranges = with_ranges(model, BitMap(MAP), batches, WeightBank(model))
     bank = mpsearch.recover(model, ranges, batches, method, **options)
     kept_back = batches[-2:]

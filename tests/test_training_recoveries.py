@@ -13,7 +13,7 @@ from mpsearch.api import make_subject
 from mpsearch.budgets import cost_of
 from mpsearch.calibration import Calibration
 from mpsearch.export import load_packed, payload_bytes
-from mpsearch.quant import Closeness, Student, WeightBank, applied
+from mpsearch.quant import Closeness, Recovered, Student, WeightBank, applied
 from mpsearch.quant.context import with_ranges
 from mpsearch.recovery import BlockReplace, Distil, Incremental, PrimalDual, realloc
 from mpsearch.recovery.training import paired
@@ -263,25 +263,21 @@ def test_layers_that_are_not_replaced_are_those_of_the_float_generator(small):
             assert paired(trial, student, 0, name.__eq__) > 0
 
 
-class Scaled(WeightBank):
+def scaled(model, bitmap):
     """Channels of a layer scaled, and what reads them scaled back: the same generator from other float weights."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        gains = torch.linspace(0.25, 4, 8)
-        first, last = model[0], model[2]
-        self._own = {"0.weight": (first.weight * gains[:, None]).detach(), "2.weight": (last.weight / gains).detach()}
-        self.tensors = {"0.bias": (first.bias * gains).detach()}
-
-    def weight(self, layer):
-        return self._own[layer]
+    gains = torch.linspace(0.25, 4, 8)
+    first, last = model[0], model[2]
+    bias = {"0.bias": (first.bias * gains).detach()}
+    floats = {"0.weight": (first.weight * gains[:, None]).detach(), "2.weight": (last.weight / gains).detach()}
+    return WeightBank(model).recovered(bitmap, Recovered(tensors=bias, floats=floats | bias))
 
 
 def test_float_layers_are_those_of_the_bank():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     batches = [(torch.randn(16, 8),) for _ in range(4)]
-    bitmap, bank = BitMap({"0.weight": "w3", "2.weight": "w3"}), Scaled(model)
+    bitmap = BitMap({"0.weight": "w3", "2.weight": "w3"})
+    bank = scaled(model, bitmap)
     trial = Trial(model, bitmap, bank, Calibration.of(batches))
     student = Student(model, bitmap, bank)
     with torch.no_grad(), Closeness(model, bank, bitmap, trial.learning).measured(0) as found:

@@ -111,8 +111,9 @@ def _shadow(module: nn.Module, name: str, value: Tensor) -> Callable[[], None]:
         chain.append(_Fixed(value))
         return lambda: chain.__delitem__(-1)
     if name in module._parameters or name in module._buffers:
+        outer = module.__dict__.get(name)  # contexts may be nested
         module.__dict__[name] = value
-        return lambda: module.__dict__.pop(name, None)
+        return lambda: module.__dict__.pop(name, None) if outer is None else module.__dict__.__setitem__(name, outer)
     before = module.__dict__[name]
     module.__dict__[name] = value
     hook = module.register_forward_pre_hook(lambda m, _: m.__dict__.__setitem__(name, value))

@@ -27,12 +27,15 @@ class Recovered:
         tensors: name in ``state_dict`` → new value, of parameters and buffers that are not quantized (biases, norms).
         ranges: layer → ranges of its activations in place of those of the map.
         formats: layer → format in place of that of the map.
+        floats: layer, or name in ``state_dict`` → other float values with which the generator draws the same pictures;
+            a layer without new ``weights`` is quantized from these.
     """
 
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     ranges: Mapping[str, Ranges] = field(default_factory=dict)
     formats: Mapping[str, Format] = field(default_factory=dict)
+    floats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class WeightBank:
@@ -48,15 +51,18 @@ class WeightBank:
         self.tensors: Mapping[str, Tensor] = {}  # in place of the model's own, see Recovered
         self.ranges: Mapping[str, Ranges] = {}  # in place of those of a map
         self.formats: Mapping[str, Format] = {}  # likewise
+        self.floats: Mapping[str, Tensor] = {}  # of the float generator, in place of the model's own
 
     def recovered(self, bitmap: BitMap, found: Recovered) -> WeightBank:
         """This bank with what a recovery made of the map."""
         bank = copy.copy(self)
         formats = {**bitmap, **found.formats}
-        bank._kept = self._kept | {(name, formats[name].weight_only): own for name, own in found.weights.items()}
+        kept = {key: own for key, own in self._kept.items() if self.first(key[0]) not in found.floats}
+        bank._kept = kept | {(name, formats[name].weight_only): own for name, own in found.weights.items()}
         bank.tensors = {**self.tensors, **found.tensors}
         bank.ranges = {**self.ranges, **found.ranges}
         bank.formats = {**self.formats, **found.formats}
+        bank.floats = {**self.floats, **found.floats}
         return bank
 
     def site(self, layer: str) -> Site:
@@ -85,7 +91,8 @@ class WeightBank:
 
     def weight(self, layer: str) -> Tensor:
         """The float weight that the generator computes with."""
-        return self.site(layer).weight
+        site = self.site(layer)
+        return self.floats.get(site.names[0], site.weight)
 
     def quantized(self, layer: str, format: Format) -> QuantizedWeight:
         """The stored form; activations do not matter here. ``format`` must not keep the weights float.

@@ -19,7 +19,7 @@ class Closeness:
     """Squared distance of every layer's output to that in the float generator, relative to its energy.
 
     A layer's output is that of the module that owns its weight, or of the closest one around it that is called; where
-    it is called many times, each call counts alike. A bank whose float weights are not those of the model (channels
+    it is called many times, each call counts alike. A bank whose float values are not those of the model (channels
     scaled against each other) stands for a float generator of its own.
 
     Args:
@@ -32,10 +32,7 @@ class Closeness:
     def __init__(self, model: nn.Module, bank: WeightBank, layers: Iterable[str], inputs: Calibration) -> None:
         self._model, self._inputs = model, inputs
         sites = {layer: bank.site(layer) for layer in layers}
-        self._floats: dict[str, Tensor] = {}
-        if any(bank.weight(layer) is not site.weight for layer, site in sites.items()):
-            self._floats = {place: bank.weight(layer) for layer, site in sites.items() for place in site.places}
-            self._floats |= bank.tensors
+        self._floats = bank.floats
         seed, args = inputs.run(0)
         called = modules_called(model, args, seed)
         self._users: defaultdict[str, list[str]] = defaultdict(list)  # path → layers whose output it makes

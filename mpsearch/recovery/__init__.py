@@ -9,6 +9,7 @@ from mpsearch.recovery.bias import BiasCorrection
 from mpsearch.recovery.block_replace import BlockReplace
 from mpsearch.recovery.blocks import Blocks
 from mpsearch.recovery.distil import Distil
+from mpsearch.recovery.equalise import Equalise
 from mpsearch.recovery.incremental import Incremental
 from mpsearch.recovery.primal_dual import PrimalDual
 from mpsearch.recovery.range_tune import RangeTune
@@ -16,6 +17,7 @@ from mpsearch.recovery.realloc import Realloc
 from mpsearch.recovery.scales import RangeSearch
 
 RECOVERERS: Mapping[str, type[Recoverer]] = {
+    "equalise": Equalise,
     "scales": RangeSearch,
     "bias": BiasCorrection,
     "batch_norm": BatchNorm,
@@ -37,6 +39,7 @@ __all__ = [
     "BlockReplace",
     "Blocks",
     "Distil",
+    "Equalise",
     "Incremental",
     "PrimalDual",
     "RangeSearch",

@@ -66,7 +66,7 @@ def correct_calls(
         return new.to(output.dtype).reshape(output.movedim(axis, 0).shape).movedim(0, axis)
 
     model, gradients = trial.model, torch.set_grad_enabled
-    with evaluating(model), gradients(generator is not None), _hooked(modules, note):
+    with trial.teacher(), evaluating(model), gradients(generator is not None), _hooked(modules, note):
         images = forward(model, args, seed)
     weights = _weights(images, taps, generator)
     with applied(model, trial.bitmap, trial.bank), evaluating(model), gradients(False), _hooked(modules, visit):

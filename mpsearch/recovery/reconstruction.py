@@ -124,8 +124,9 @@ class Reconstruction:
             if found and values >= VALUES:
                 break
             seed, args = learning.run(batch)
-            images, targets = with_outputs(trial.model, module, args, seed)
-            weights = _importance(images, targets, self.probes, generator)
+            with trial.teacher():
+                images, targets = with_outputs(trial.model, module, args, seed)
+                weights = _importance(images, targets, self.probes, generator)
             with applied(trial.model, trial.bitmap, trial.with_found(now)):
                 calls = calls_of(trial.model, module, args, seed, len(targets))
             for lesson in map(Lesson, calls, [target.detach() for target in targets], weights):

@@ -77,7 +77,7 @@ class RangeSearch:
             for batch in range(min(self.lessons, len(trial.learning))):
                 seed, args = trial.learning.run(batch)
                 calls += calls_of(trial.model, module, args, seed, MANY)
-        with evaluating(module), torch.no_grad(), substituted(trial.model, bank.tensors):
+        with evaluating(module), torch.no_grad(), substituted(trial.model, {**bank.floats, **bank.tensors}):
             targets = [call.again(module) for call in calls]
 
             def outputs(weight: Tensor, grid: InputGrid | None) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import CalibrationError, NotFinite
+from mpsearch.model import substituted
 from mpsearch.quant import Recovered, WeightBank, applied
 from mpsearch.types import BitMap
 
@@ -67,6 +69,12 @@ class Trial:
         self._images = outputs(model, self._judging)
         self.best = Recovered()
         self.error = self.start = self._error(self.best)
+
+    @contextmanager
+    def teacher(self) -> Iterator[None]:
+        """The float generator as its single layers compare with those of the start: see ``Recovered.floats``."""
+        with substituted(self.model, self.bank.floats):
+            yield
 
     def with_found(self, found: Recovered) -> WeightBank:
         """The weights that a recovery makes."""
