@@ -455,6 +455,8 @@ def export(
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), calibration, bank)
     bitmap = BitMap({layer.name: FLOAT for layer in layers} | dict(bitmap), bitmap.ranges)
     layers = _ranged(layers, bitmap)
+    for layer in layers:
+        bank.dequantized(layer.name, bitmap[layer.name])  # a format that it cannot take is refused before any file
     files: dict[str, Path] = {}
     for exporter in exporters:
         files |= exporter(model, layers, bitmap, bank, Path(out))
@@ -476,6 +478,7 @@ def recover(
     progress: Progress = silent,
     bank: WeightBank | None = None,
     snapshot: Snapshot | None = None,
+    layers: Layers | None = None,
     **options: Any,
 ) -> WeightBank:
     """Quantized weights that draw better pictures than those of the start, learnt from the float generator alone.
@@ -490,6 +493,7 @@ def recover(
         progress: called with (what, done, total).
         bank: what another recovery made of the same map, to start from; by default the nearest weights.
         snapshot: keeps the state of a training, so that one that was killed goes on.
+        layers: those of :func:`find_layers`; ``realloc`` obeys their pins, floors and groups.
         options: fields of the method, such as ``steps=1000``.
 
     Returns:
@@ -508,7 +512,7 @@ def recover(
         inputs = Calibration.of(batches, device_of(model), seed)
         bank = bank or WeightBank(model)
         whole = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
-        trial = Trial(model, whole, bank, inputs, progress, snapshot)
+        trial = Trial(model, whole, bank, inputs, progress, snapshot, layers)
         method(trial)
         return trial.with_found(trial.best)
 

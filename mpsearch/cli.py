@@ -260,7 +260,8 @@ def run(
         solution, quality = work.solution, work.quality
         work.export()
         report = work.report()
-        recovered = recovery_run.recover(work) if work.config.recover else None
+        asked_again = work.config.recover or recovery_run.made(work)
+        recovered = recovery_run.recover(work, asked_again) if asked_again else None
     show_solution(solution)
     show_quality(quality)
     if recovered:

@@ -10,17 +10,20 @@ from typing import Any
 
 from mpsearch import api, validation
 from mpsearch.artifact import read_json
+from mpsearch.budgets import cost_of
 from mpsearch.config import MethodConfig, RunConfig
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.export import load_packed
 from mpsearch.protocols import Recoverer
+from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
 from mpsearch.registry import make
 from mpsearch.run import DISTANCES, HELDBACK, Run
 from mpsearch.store import MARKS, RUN_SCHEMA, fingerprint
-from mpsearch.types import QualityReport
+from mpsearch.types import BitMap, Budget, QualityReport, within
 
 FOLDER = "recovered"  # in the run folder: the map and the packed generator
+SCHEMA = "mpsearch-recovery/1"
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,25 @@ class Recovery:
         before: the map with the nearest weights, on held-back inputs.
         after: the map with the recovered ones, on the same inputs.
         seconds: that the method took.
+        asked: the methods as they were asked for.
     """
 
     method: str
     before: QualityReport
     after: QualityReport
     seconds: float
+    asked: tuple[MethodConfig, ...]
 
     def to_json(self) -> dict[str, Any]:
-        about = {"method": self.method, "seconds": self.seconds}
+        asked = [one.model_dump(mode="json") for one in self.asked]
+        about = {"method": self.method, "seconds": self.seconds, "asked": asked}
         return about | {"before": _entry(self.before), "after": _entry(self.after)}
 
     @classmethod
     def from_json(cls, payload: Mapping[str, Any]) -> Recovery:
         try:
             before, after = (QualityReport.from_json(payload[side]["quality"]) for side in ("before", "after"))
-            return cls(str(payload["method"]), before, after, float(payload["seconds"]))
+            return cls(str(payload["method"]), before, after, float(payload["seconds"]), _asked(payload))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"not a recovery: {error}") from None
 
@@ -56,13 +62,15 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
     """``recovery.json``, ``recovered/`` and the report with both; ``asked`` replaces ``recover:`` of the config.
 
     Several methods work one after the other, each on what the one before left.
+
+    Raises:
+        UsageError: what was learnt costs more than a budget allows; nothing is written.
     """
-    chosen = asked or run.config.recover or (MethodConfig(name="distil"),)
+    chosen = tuple(asked or run.config.recover or (MethodConfig(name="distil"),))
     methods = [_method(one, run.config.seed) for one in chosen]
     run.check_unchanged()
     bitmap, samples, seed = run.solution.bitmap, run.config.samples, run.config.seed
-    about = ", then ".join(map(repr, methods))
-    key = fingerprint(run.quality.to_json(), bitmap.to_json(), about, samples.recovery)
+    about, key = ", then ".join(map(repr, methods)), _key(run, methods)
     packed = run.folder.path / FOLDER / "generator.safetensors"
 
     def compute() -> Recovery:
@@ -71,19 +79,55 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
         bank = None
         for at, method in enumerate(methods):
             snapshot = run.folder.snapshot(f"recovery-{at}", key)
-            bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, bank, snapshot)
+            bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, bank, snapshot, run.layers)
         seconds = time.perf_counter() - start
+        if bank:
+            _check_budgets(run, bank)
         held, many = run.inputs(samples.heldback, HELDBACK), run.inputs(samples.distances, DISTANCES)
         after = validation.validate(
             run.model, bitmap, held, run.features, run.reference, many, seed, run.progress, parts, bank
         )
         api.export(run.model, bitmap, packed.parent, held[:1], run.kinds, run.layers, bank)
         parts.clear()
-        return Recovery(about, run.quality, after, seconds)
+        return Recovery(about, run.quality, after, seconds, chosen)
 
-    found = run.folder.stage("recovery", "mpsearch-recovery/1", key, compute, Recovery.to_json, Recovery.from_json)
+    found = run.folder.stage("recovery", SCHEMA, key, compute, Recovery.to_json, Recovery.from_json)
     run.report((" and ".join(one.name for one in chosen), found.after, load_packed(packed, run.model)))
     return found
+
+
+def made(run: Run) -> tuple[MethodConfig, ...]:
+    """The methods of the recovery in the folder; none where it is not one of the map as it is now."""
+    path = run.folder.path / "recovery.json"
+    payload = read_json(path, SCHEMA) if path.is_file() else {}
+    asked = _asked(payload)
+    current = asked and payload.get("key") == _key(run, [_method(one, run.config.seed) for one in asked])
+    return asked if current else ()
+
+
+def _asked(payload: Mapping[str, Any]) -> tuple[MethodConfig, ...]:
+    try:
+        return tuple(MethodConfig.model_validate(entry) for entry in payload.get("asked", ()))
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"not a recovery: {str(error).splitlines()[0]}") from None
+
+
+def _key(run: Run, methods: Sequence[Recoverer]) -> str:
+    about = ", then ".join(map(repr, methods))
+    return fingerprint(run.quality.to_json(), run.solution.bitmap.to_json(), about, run.config.samples.recovery)
+
+
+def _check_budgets(run: Run, bank: WeightBank) -> None:
+    """New codes have other coded bytes, and ``realloc`` changes widths."""
+    bitmap, costs = bank.normalised(run.solution.bitmap), run.costs_with(bank)
+    for text in run.config.budgets:
+        budget = Budget.parse(text)
+        spent, full = (cost_of(budget.cost, found, run.layers, costs) for found in (bitmap, BitMap({})))
+        if not within(spent, limit := budget.absolute(full)):
+            raise UsageError(
+                f"what the recovery has learnt takes {spent:,.0f} of {budget.cost}, {spent / limit - 1:.2%} more than "
+                f"{budget} allows; search again with a budget so much smaller"
+            )
 
 
 def _method(asked: MethodConfig, seed: int) -> Recoverer:

@@ -29,7 +29,7 @@ from mpsearch.layers import find_layers
 from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
 from mpsearch.quality import Reference
-from mpsearch.quant import applied
+from mpsearch.quant import WeightBank, applied
 from mpsearch.registry import lookup, make
 from mpsearch.report import page, save_grid, save_scatter
 from mpsearch.search import SOLVERS
@@ -260,10 +260,17 @@ class Run:
 
     @cached_property
     def costs(self) -> dict[str, CostModel]:
-        """The cost models; ``latency`` among them where the config names a table of it."""
+        return self.costs_with()
+
+    def costs_with(self, bank: WeightBank | None = None) -> dict[str, CostModel]:
+        """The cost models; ``latency`` among them where the config names a table of it.
+
+        Args:
+            bank: the weights that are coded for ``coded``; by default the nearest ones.
+        """
         path = self.config.latency
         table = None if path is None else self.config.base / path
-        return cost_models(table, lambda layer, format: self.subject.bank.saved(layer, format))
+        return cost_models(table, lambda layer, format: (bank or self.subject.bank).saved(layer, format))
 
     @property
     def kinds(self) -> tuple[str, ...]:

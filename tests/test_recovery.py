@@ -18,7 +18,7 @@ from mpsearch.export import load_packed, payload_bytes
 from mpsearch.quant import WeightBank, with_ranges
 from mpsearch.recovery import RECOVERERS
 from mpsearch.recovery.trial import Trial
-from mpsearch.recovery_run import recover, resumed
+from mpsearch.recovery_run import made, recover, resumed
 from mpsearch.run import Run
 
 
@@ -218,6 +218,36 @@ def test_a_run_folder_is_recovered_once(tmp_path, monkeypatch):
     asked = MethodConfig(name="distil", options={"steps": 6, "checks": 1})
     again = recover(Run(resumed(tmp_path / "run"), tmp_path / "run"), [asked])
     assert json.loads(json.dumps(again.to_json())).items() <= found.items()
+    assert made(Run(RunConfig(**SMALL), tmp_path / "run")) == (asked,), "mpsearch run reports it too"
+    assert made(Run(RunConfig(**SMALL | {"budgets": ("bits<=4",)}), tmp_path / "run")) == (), "it has another map"
+
+
+def test_a_run_in_a_recovered_folder_still_reports_the_recovery(tmp_path):
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    again = ["run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run")]
+    assert "recovered" not in CliRunner().invoke(app, again).output
+    CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--method", "bias"])
+    assert "recovered" in CliRunner().invoke(app, again).output
+    assert "## Pictures, recovered" in (tmp_path / "run" / "report.md").read_text()
+    more = CliRunner().invoke(app, [*again, "--budget", "bits<=4"])
+    assert "recovered" not in more.output.replace(str(tmp_path / "run" / "recovered"), "")
+    assert "## Pictures, recovered" not in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "cost"),
+    [
+        ("bops<=12%", MethodConfig(name="realloc", options={"steps": 10, "every": 2, "formats": ["w2", "w4"]}), "bops"),
+        ("coded<=14%", MethodConfig(name="distil", options={"steps": 40, "rate": 0.3, "checks": 4}), "coded"),
+    ],
+)
+def test_a_recovery_over_the_budget_is_refused(tmp_path, monkeypatch, budget, asked, cost):
+    run = Run(RunConfig(**SMALL | {"budgets": (budget,)}), tmp_path / "run")
+    _ = run.quality
+    with pytest.raises(UsageError, match=rf"takes [\d,]+ of {cost}, [\d.]+% more than {budget} allows; search again"):
+        recover(run, [asked])
+    assert not (tmp_path / "run" / "recovered").exists()
 
 
 def test_a_run_recovers_where_its_config_says_so(tmp_path):

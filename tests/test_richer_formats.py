@@ -81,11 +81,12 @@ def test_every_estimator_takes_formats_that_only_some_layers_can_take():
         assert known["w4"] == known["ternarya8"] == [True, True, True], name
 
 
-def test_a_format_that_a_layer_cannot_take_is_one_line():
+def test_a_format_that_a_layer_cannot_take_is_one_line(tmp_path):
     torch.manual_seed(0)
     model, batches = Convolutions().eval(), [(torch.randn(2, 3, 8, 8),)]
     with pytest.raises(UsageError, match=r"last.weight cannot take k3x3: kernels of 3×3, but it has 1×1"):
-        mpsearch.export(model, {"last.weight": "k3x3"}, "unused", batches)
+        mpsearch.export(model, {"last.weight": "k3x3"}, tmp_path, batches)
+    assert not list(tmp_path.iterdir()), "refused before any file is written"
     why = r"first.weight cannot take w4g5: groups of 5 do not divide the 27"
     with pytest.raises(UsageError, match=why), mpsearch.quantized(model, {"first.weight": "w4g5"}):
         pass

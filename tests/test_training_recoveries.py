@@ -405,13 +405,15 @@ def test_the_assignment_is_the_best_there_is():
         spent = np.stack([-(-sizes[:, None] * widths // 8) + 40, sizes[:, None] * widths], axis=2)
         limits = spent[:, 1].sum(0) + draws.integers(0, 500, 2)
         damage = 10.0 ** draws.uniform(-6, 0, (5, 1)) * 4.0**-widths * draws.uniform(0.8, 1.2, (5, 4))
+        allowed = draws.random((5, 4)) < 0.8
+        allowed[:, 1] = True
         choices = [
             choice
             for choice in itertools.product(range(4), repeat=5)
-            if (spent[np.arange(5), choice].sum(0) <= limits).all()
+            if (spent[np.arange(5), choice].sum(0) <= limits).all() and allowed[np.arange(5), choice].all()
         ]
         least = min(damage[np.arange(5), choice].sum() for choice in choices)
-        found = realloc.assigned(damage, spent, limits)
+        found = realloc.assigned(damage, spent, limits, allowed)
         assert tuple(found) in choices
         assert damage[np.arange(5), found].sum() == pytest.approx(least, rel=1e-6)
 
@@ -471,6 +473,51 @@ def _the_bank_brings_its_map(model, start, found, bank, batches, tmp_path):
     more = mpsearch.recover(model, start, batches, "distil", bank=bank, steps=20, rate=0.001)
     assert more.formats == bank.formats, "another recovery goes on from there"
     assert mpsearch.validate(model, start, batches, bank=more).mse.value <= report.mse.value
+
+
+@pytest.mark.parametrize(
+    ("rules", "obeyed"),
+    [
+        ({"pin": {"quiet.weight": "w3a8"}}, lambda bits: bits["quiet.weight"] == 3),
+        ({"floor": {"quiet.weight": 3}}, lambda bits: bits["quiet.weight"] >= 3),
+        ({"together": ["*oud.weight,quiet.weight"]}, lambda bits: bits["quiet.weight"] == bits["loud.weight"]),
+    ],
+)
+def test_what_was_asked_of_single_layers_holds(rules, obeyed):
+    torch.manual_seed(0)
+    model = Uneven().eval()
+    batches = [(torch.randn(32, 8, generator=torch.Generator().manual_seed(seed)),) for seed in range(8)]
+    start = BitMap(dict.fromkeys(("loud.weight", "quiet.weight", "last.weight"), "w3a8"))
+    options = {"formats": ["w2", "w3", "w4", "w5"], "every": 5, "steps": 20, "rate": 0.01}
+    for layers, held in ((None, False), (mpsearch.find_layers(model, batches[0], **rules), True)):
+        bank = mpsearch.recover(model, start, batches, "realloc", layers=layers, **options)
+        assert obeyed({name: f.bits for name, f in bank.normalised(start).items()}) == held
+
+
+class Shrinking(nn.Module):
+    """The layer that matters is called on many positions, the other on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.many, self.once = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Linear(12, 12, bias=False)
+
+    def forward(self, x):
+        return self.many(x).mean((2, 3)) + 0.01 * self.once(x[:, :3, 0, :4].flatten(1))[:, :4]
+
+
+def test_bops_are_kept_where_that_is_asked():
+    torch.manual_seed(0)
+    model = Shrinking().eval()
+    batches = [(torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(seed)),) for seed in range(8)]
+    layers, start = mpsearch.find_layers(model, batches[0]), BitMap({"many.weight": "w3a8", "once.weight": "w3a8"})
+    options = {"formats": ["w2", "w3", "w4"], "every": 5, "steps": 20, "rate": 0.01}
+    spent = [
+        cost_of(
+            "bops", mpsearch.recover(model, start, batches, "realloc", bops=bops, **options).normalised(start), layers
+        )
+        for bops in (False, True)
+    ]
+    assert spent[1] <= cost_of("bops", start, layers) < spent[0]
 
 
 def test_by_default_widths_are_exchanged_among_those_of_the_map(small):

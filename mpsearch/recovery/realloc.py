@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpsearch.errors import UsageError
-from mpsearch.layers import Site
 from mpsearch.model import forward
 from mpsearch.quant import Student, quantize_weight
 from mpsearch.recovery.training import Training, paired
 from mpsearch.recovery.trial import Trial
-from mpsearch.types import TOLERANCE, BitMap, Format, parse_formats
+from mpsearch.types import FLOAT_BITS, TOLERANCE, BitMap, Format, Layer, Layers, parse_formats
 from mpsearch.types.storage import parts
 
 KEPT = 0.98  # of the running mean, a step
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,20 @@ class Realloc(Training):
     The gradient of the loss itself in place of ``vᵀJ`` ranks layers worse: the loss is a distance to what the float
     generator draws, so that it sees nothing but what the map of the moment does wrong.
 
-    Layers of plain integers take part; activations keep their widths. The map that comes out is that of the bank
-    (``WeightBank.formats``). What was asked of single layers (pins, floors) is no part of a map and is not obeyed.
+    Layers of plain integers take part, unless they are pinned; floors hold, and layers that share one format go on
+    sharing it. Activations keep their widths. The map that comes out is that of the bank (``WeightBank.formats``).
 
     Attributes:
         formats: widths to choose from, such as ``["w2", "w4"]``; by default those in the map.
         every: steps from one assignment to the next.
         until: share of the steps after which the map stays.
+        bops: whether no map has more BOPs either.
     """
 
     formats: Sequence[str] = ()
     every: int = 25
     until: float = 0.5
+    bops: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,14 +67,14 @@ class Realloc(Training):
         return int(self.until * self.steps)
 
     def __call__(self, trial: Trial) -> None:
-        own = {layer: format for layer, format in trial.bitmap.items() if format.plain}
-        choices = parse_formats(self.formats) if self.formats else tuple({f.weight_only: None for f in own.values()})
+        plain = {layer: format for layer, format in trial.bitmap.items() if format.plain}
+        choices = parse_formats(self.formats) if self.formats else tuple({f.weight_only: None for f in plain.values()})
         student = Student(trial.model, trial.bitmap, trial.bank)
-        widths = Widths(student, [trial.bank.site(layer) for layer in own], BitMap(own), choices)
+        widths = Widths(student, trial.layers, BitMap(plain), choices, self.bops)
         unit = 1 / (trial.start or 1.0)
 
         def loss(step: int, batch: int) -> Tensor:
-            if step > self.settled or not own:  # no more assignments to come
+            if step > self.settled or not widths.units:  # no more assignments to come
                 return paired(trial, student, batch) * unit
             seed, args = trial.learning.run(batch)
             with student.applied() as weights:
@@ -81,7 +83,7 @@ class Realloc(Training):
             return (images - trial.expected[batch]).square().mean() * unit
 
         def after(step: int) -> list[Tensor]:
-            return widths.assign() if own and step <= self.settled and step % self.every == 0 else []
+            return widths.assign() if widths.units and step <= self.settled and step % self.every == 0 else []
 
         self.train(trial, student, loss, after, widths.memory)
 
@@ -91,27 +93,42 @@ class Widths:
 
     Args:
         student: what is trained.
-        sites: of the layers.
-        bitmap: of the layers alone; it says what may be spent.
+        layers: of the generator, with what the user asked of them.
+        bitmap: of the layers of plain integers; it says what may be spent.
         choices: of every layer.
+        bops: whether BOPs are a limit too.
 
     Attributes:
+        units: sets of layers that share a width; none of those that may take none of the choices.
         memory: what the training must remember.
 
     Raises:
         UsageError: the cheapest of the choices costs more than the map.
     """
 
-    def __init__(self, student: Student, sites: Sequence[Site], bitmap: BitMap, choices: Sequence[Format]) -> None:
-        self._student, self._axes, self._map, self._choices = student, [site.axis for site in sites], bitmap, choices
-        self._spent = np.array([[_spent(format, site) for format in choices] for site in sites], np.int64)
-        own = [_spent(format, site) for format, site in zip(bitmap.values(), sites, strict=True)]
-        self._limits = np.array(own, np.int64).reshape(-1, 2).sum(0)
-        if len(sites) and (self._spent.min(1).sum(0) > self._limits).any():
-            least = min(choices, key=lambda format: format.bits or 0)
-            raise UsageError(f"realloc cannot keep to the bytes of the map with {least} or more: add fewer bits")
-        self._damage = torch.zeros(len(sites), len(choices), dtype=torch.float64)
-        self._weights = {layer: student.unrounded(layer) for layer in bitmap}  # at the last assignment
+    def __init__(
+        self, student: Student, layers: Layers, bitmap: BitMap, choices: Sequence[Format], bops: bool = False
+    ) -> None:
+        self._student, self._choices = student, choices
+        sets = dict.fromkeys(layers.together(layer) for layer in layers if layer.name in bitmap)
+        masks = {own: [all(f in layers.choices(layer, choices) for layer in own) for f in choices] for own in sets}
+        self.units = [own for own in sets if any(masks[own]) and all(layer.name in bitmap for layer in own)]
+        self._layers = [layer for own in self.units for layer in own]
+        self._map = {layer.name: bitmap[layer.name] for layer in self._layers}
+        counted = (size, bits, operations) if bops else (size, bits)
+        self._allowed = np.zeros((len(self.units), len(choices)), bool)
+        self._costs = np.zeros((len(self.units), len(choices), len(counted)), np.int64)
+        self._limits = np.zeros(len(counted), np.int64)
+        for row, own in enumerate(self.units):
+            self._allowed[row] = masks[own]
+            for layer, acts in ((layer, bitmap[layer.name]) for layer in own):
+                self._costs[row] += [[cost(layer, f.with_activations(acts)) for cost in counted] for f in choices]
+                self._limits += [cost(layer, acts) for cost in counted]
+        if self.units and (spent(self._costs, cheapest(self._costs, self._allowed)) > self._limits).any():
+            fewest = min(choices, key=lambda format: format.bits or 0)
+            raise UsageError(f"realloc cannot keep to the bytes of the map with {fewest} or more: add fewer bits")
+        self._damage = torch.zeros(len(self._layers), len(choices), dtype=torch.float64)
+        self._weights = {layer: student.unrounded(layer) for layer in self._map}  # at the last assignment
         self._errors: dict[str, Tensor] = {}  # layer → (choices, weights) of those
         self.memory = {"damage": self._damage} | self._weights
 
@@ -127,49 +144,73 @@ class Widths:
         for row, (layer, gradient) in enumerate(zip(self._map, found, strict=True)):
             if gradient is not None:  # the generator calls the layer
                 if layer not in self._errors:
-                    self._errors[layer] = self._rounding(layer, self._axes[row])
+                    self._errors[layer] = self._rounding(self._layers[row])
                 moved = self._errors[layer] @ gradient.detach().float().flatten()
                 self._damage[row] += (1 - KEPT) * moved.double().square().cpu()
 
-    def _rounding(self, layer: str, axis: int) -> Tensor:
-        weight = self._weights[layer]
-        rounded = [quantize_weight(weight, format, axis).dequantized() for format in self._choices]
+    def _rounding(self, layer: Layer) -> Tensor:
+        weight = self._weights[layer.name]
+        rounded = [quantize_weight(weight, format, layer.channel_axis).dequantized() for format in self._choices]
         return torch.stack([(own - weight).flatten() for own in rounded])
 
     def assign(self) -> list[Tensor]:
-        """Give every layer its width anew; returns the parameters that are in other units now."""
+        """Give every unit its width anew; returns the parameters that are in other units now."""
+        damage = dict(zip(self._map, self._damage.numpy(), strict=True))
+        together = np.array([sum(damage[layer.name] for layer in own) for own in self.units])
         changed = []
-        for layer, at in zip(self._map, assigned(self._damage.numpy(), self._spent, self._limits), strict=True):
-            format = self._choices[at].with_activations(self._map[layer])
-            if format != self._student.formats.get(layer, self._map[layer]):
-                changed += self._student.reformat(layer, format)
-            self._weights[layer].copy_(self._student.unrounded(layer))
+        for own, at in zip(self.units, assigned(together, self._costs, self._limits, self._allowed), strict=True):
+            for layer in (layer.name for layer in own):
+                format = self._choices[at].with_activations(self._map[layer])
+                if format != self._student.formats.get(layer, self._map[layer]):
+                    changed += self._student.reformat(layer, format)
+                self._weights[layer].copy_(self._student.unrounded(layer))
         self._errors.clear()
         return changed
 
 
-def assigned(damage: Array, spent: Counts, limits: Counts) -> Counts:
-    """The choice of every layer that does the least damage in all within the limits.
+def assigned(damage: Array, costs: Counts, limits: Counts, allowed: Mask) -> Counts:
+    """The choice of every unit that does the least damage in all within the limits.
 
     Args:
-        damage: ``(layers, choices)``.
-        spent: ``(layers, choices, costs)``.
+        damage: ``(units, choices)``.
+        costs: ``(units, choices, costs)``.
         limits: ``(costs,)``, which the cheapest choices meet.
+        allowed: ``(units, choices)``.
     """
-    layers, choices = damage.shape
+    units, choices = damage.shape
     x = cp.Variable(damage.size, boolean=True)
-    once = cp.Constant(np.kron(np.eye(layers), np.ones(choices))) @ x == 1
-    meets = cp.Constant((spent / limits).reshape(damage.size, -1).T) @ x <= 1
-    program = cp.Problem(cp.Minimize(damage.ravel() / (damage.max() or 1.0) @ x), [once, meets])
+    once = cp.Constant(np.kron(np.eye(units), np.ones(choices))) @ x == 1
+    meets = cp.Constant((costs / limits).reshape(damage.size, -1).T) @ x <= 1
+    program = cp.Problem(cp.Minimize(damage.ravel() / (damage.max() or 1.0) @ x), [once, meets, x <= allowed.ravel()])
     options = {"mip_feasibility_tolerance": TOLERANCE, "primal_feasibility_tolerance": TOLERANCE, "mip_rel_gap": 0.0}
     program.solve(solver=cp.HIGHS, highs_options=options)  # type: ignore[no-untyped-call]
     found: Counts = np.asarray(x.value).reshape(damage.shape).argmax(1)
-    cheapest: Counts = spent[:, :, 1].argmin(1)
-    within = (spent[np.arange(layers), found].sum(0) <= limits).all()
-    return found if within else cheapest  # what the solver's rounding has let pass is not taken
+    within = (spent(costs, found) <= limits).all()
+    return found if within else cheapest(costs, allowed)  # what the solver's rounding has let pass is not taken
 
 
-def _spent(format: Format, site: Site) -> tuple[int, int]:
-    """(bytes, bits) of a layer."""
-    shape = site.weight.shape
-    return sum(parts(format, shape, site.axis).values()), site.weight.numel() * (format.bits or 0)
+def cheapest(costs: Counts, allowed: Mask) -> Counts:
+    """The allowed choice of every unit that has the fewest bits."""
+    found: Counts = np.where(allowed, costs[:, :, 1], np.iinfo(np.int64).max).argmin(1)
+    return found
+
+
+def spent(costs: Counts, found: Counts) -> Counts:
+    """The sum of every cost over the units."""
+    total: Counts = costs[np.arange(len(found)), found].sum(0)
+    return total
+
+
+def size(layer: Layer, format: Format) -> int:
+    """Bytes."""
+    return sum(parts(format, layer.shape, layer.channel_axis).values())
+
+
+def bits(layer: Layer, format: Format) -> int:
+    """Of all weights."""
+    return layer.numel * (format.bits or 0)
+
+
+def operations(layer: Layer, format: Format) -> int:
+    """BOPs of a sample."""
+    return layer.macs * (format.bits or 0) * (format.act_bits or FLOAT_BITS)

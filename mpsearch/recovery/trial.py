@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
 from mpsearch.errors import CalibrationError, NotFinite
+from mpsearch.layers import find_layers
 from mpsearch.model import substituted
 from mpsearch.quant import Recovered, WeightBank, applied
-from mpsearch.types import BitMap
+from mpsearch.types import BitMap, Layers
 
 KEPT_BACK = 4  # of so many batches, one
 
@@ -37,6 +39,7 @@ class Trial:
         inputs: two batches or more.
         progress: called with (what, done, total).
         snapshot: what outlives a kill, so that a method that was broken off goes on.
+        layers: of the model, with what the user asked of them; by default they are found.
 
     Attributes:
         learning: the inputs to learn from.
@@ -57,18 +60,24 @@ class Trial:
         inputs: Calibration,
         progress: Progress = silent,
         snapshot: Snapshot | None = None,
+        layers: Layers | None = None,
     ) -> None:
         if len(inputs) < 2:
             raise CalibrationError("a recovery needs 2 batches of inputs or more, to keep one back: got 1")
         back = -(-len(inputs) // KEPT_BACK)
         self.model, self.bitmap, self.bank, self.progress = model, bitmap, bank, progress
         self.snapshot = snapshot
+        self._layers = layers
         self.learning = Calibration(inputs.batches[:-back], inputs.seed)
         self.expected = outputs(model, self.learning)
         self._judging = Calibration(inputs.batches[-back:], inputs.seed + len(self.learning))
         self._images = outputs(model, self._judging)
         self.best = Recovered()
         self.error = self.start = self._error(self.best)
+
+    @cached_property
+    def layers(self) -> Layers:
+        return self._layers or find_layers(self.model, self.learning.batches[0])
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
