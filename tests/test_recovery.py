@@ -226,26 +226,26 @@ def test_a_run_in_a_recovered_folder_still_reports_the_recovery(tmp_path):
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     again = ["run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run")]
-    assert "recovered" not in CliRunner().invoke(app, again).output
+    assert "nearest weights" not in CliRunner().invoke(app, again).output
     CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--method", "bias"])
-    assert "recovered" in CliRunner().invoke(app, again).output
+    assert "nearest weights" in CliRunner().invoke(app, again).output
     assert "## Pictures, recovered" in (tmp_path / "run" / "report.md").read_text()
-    more = CliRunner().invoke(app, [*again, "--budget", "bits<=4"])
-    assert "recovered" not in more.output.replace(str(tmp_path / "run" / "recovered"), "")
+    assert "nearest weights" not in CliRunner().invoke(app, [*again, "--budget", "bits<=4"]).output
     assert "## Pictures, recovered" not in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("budget", "asked", "cost"),
+    ("cost", "share", "asked"),
     [
-        ("bops<=12%", MethodConfig(name="realloc", options={"steps": 10, "every": 2, "formats": ["w2", "w4"]}), "bops"),
-        ("coded<=14%", MethodConfig(name="distil", options={"steps": 40, "rate": 0.3, "checks": 4}), "coded"),
+        ("bops", 0.12, MethodConfig(name="realloc", options={"steps": 10, "every": 2, "formats": ["w2", "w4"]})),
+        ("coded", 0.14, MethodConfig(name="adaround", options={"steps": 20})),
     ],
 )
-def test_a_recovery_over_the_budget_is_refused(tmp_path, monkeypatch, budget, asked, cost):
+def test_a_recovery_over_the_budget_is_refused(tmp_path, cost, share, asked):
+    wide = Run(RunConfig(**SMALL | {"budgets": (f"{cost}<={share:.0%}",)}), tmp_path / "run").solution
+    budget = f"{cost}<={wide.costs[cost]:.0f}"  # none to spare
     run = Run(RunConfig(**SMALL | {"budgets": (budget,)}), tmp_path / "run")
-    _ = run.quality
-    with pytest.raises(UsageError, match=rf"takes [\d,]+ of {cost}, [\d.]+% more than {budget} allows; search again"):
+    with pytest.raises(UsageError, match=rf"takes [\d,]+ of {cost}, [\d.]+% more than {cost}<=[\d.e+]+ allows; search"):
         recover(run, [asked])
     assert not (tmp_path / "run" / "recovered").exists()
 

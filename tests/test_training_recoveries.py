@@ -480,7 +480,7 @@ def _the_bank_brings_its_map(model, start, found, bank, batches, tmp_path):
     [
         ({"pin": {"quiet.weight": "w3a8"}}, lambda bits: bits["quiet.weight"] == 3),
         ({"floor": {"quiet.weight": 3}}, lambda bits: bits["quiet.weight"] >= 3),
-        ({"together": ["*oud.weight,quiet.weight"]}, lambda bits: bits["quiet.weight"] == bits["loud.weight"]),
+        ({"together": [["loud.*", "quiet.*"]]}, lambda bits: bits["quiet.weight"] == bits["loud.weight"]),
     ],
 )
 def test_what_was_asked_of_single_layers_holds(rules, obeyed):
