@@ -60,8 +60,8 @@ def check_budgets(
     """Raise ``InfeasibleBudget``, or whatever is wrong with the tables of the costs, before anything is measured."""
     models = cost_models() if costs is None else costs
     columns = layers.columns(formats)
-    cells = [[0.0 if f in layers.choices(layer, formats) else np.nan for f in columns] for layer in layers]
-    blank = Table(layers.units, columns, np.array(cells), np.zeros((len(layers), len(columns))), "none", "none")
+    cells = np.where(layers.allowed(formats, columns), 0.0, np.nan)
+    blank = Table(layers.units, columns, cells, np.zeros(cells.shape), "none", "none")
     limits = [limit_of(budget, layers, columns, models) for budget in budgets]
     reported_costs(limits, problem_of(blank, layers, limits), layers, models)
 

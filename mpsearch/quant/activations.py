@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpsearch.calibration import Calibration, output
 from mpsearch.errors import UsageError
 from mpsearch.model import input_axis, inputs_mapped, owner
+from mpsearch.quant.rounding import rounding_errors
 from mpsearch.types import Range, RangeFit, Ranges
 
 SAMPLES = 2**16  # values kept a layer; range error falls with their square root and is below 1 % here
@@ -254,16 +255,16 @@ def _fit(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     """``(values, ranges)`` and the extremes of each → ``(ranges, 2)``, float32 as the packed file stores them: what is
     loaded rounds exactly as what was searched."""
     # The two ends shrink together; one-sided data has only one end.
-    ends = torch.stack([low, high]).double()
+    ends = torch.stack([low, high]).double()[:, :, None]
+    errors = rounding_errors(values.T.contiguous(), top(bits))
 
     def best(shares: Tensor) -> Tensor:
-        """Of the shares of the extremes, ``(candidates, ranges)``, the best of every range."""
-        lows, highs = (ends[:, None] * shares).float().double()
-        levels = _levels(*_steps(lows, highs, bits), bits)
-        errors = nearest(values, levels[:, :, None]).sub_(values).square_().sum(1)
-        return shares.gather(0, errors.where((shares > 0) & (shares <= 1), torch.inf).argmin(0, keepdim=True))
+        """Of the shares of the extremes, ``(ranges, candidates)``, the best of every range, ``(ranges, 1)``."""
+        step, zero_point = _steps(*(ends * shares).float().double(), bits)
+        found = errors(step, -zero_point).where((shares > 0) & (shares <= 1), torch.inf)
+        return shares.gather(1, found.argmin(1, keepdim=True))
 
     shares = 1 - torch.arange(GRID, dtype=torch.float64, device=values.device) / GRID
-    share = best(shares[:, None].expand(-1, len(low)))
+    share = best(shares.expand(len(low), -1))
     around = torch.arange(GRID - 1, -GRID, -1, dtype=torch.float64, device=values.device) / GRID**2
-    return (ends * best(share + around[:, None])).float().T
+    return (ends * best(share + around))[:, :, 0].float().T

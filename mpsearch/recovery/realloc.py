@@ -111,8 +111,9 @@ class Widths:
     ) -> None:
         self._student, self._choices = student, choices
         sets = dict.fromkeys(layers.together(layer) for layer in layers if layer.name in bitmap)
-        masks = {own: [all(f in layers.choices(layer, choices) for layer in own) for f in choices] for own in sets}
-        self.units = [own for own in sets if any(masks[own]) and all(layer.name in bitmap for layer in own)]
+        allowed = dict(zip(layers, np.array(layers.allowed(choices, choices), bool), strict=True))
+        masks = {own: np.all([allowed[layer] for layer in own], axis=0) for own in sets}
+        self.units = [own for own in sets if masks[own].any() and all(layer.name in bitmap for layer in own)]
         self._layers = [layer for own in self.units for layer in own]
         self._map = {layer.name: bitmap[layer.name] for layer in self._layers}
         counted = (size, bits, operations) if bops else (size, bits)

@@ -54,7 +54,7 @@ class Fisher:
             measure = partial(self._measure, projection, batch)
             total += np.reshape(subject.recall(key, total.size, measure), total.shape)
         subject.progress("fisher", len(subject.calibration), len(subject.calibration))
-        allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
+        allowed = layers.allowed(formats, columns)
         values, stderr = (np.where(allowed, found, np.nan) for found in (total[0], np.sqrt(total[1])))
         return Table(layers.units, columns, values, stderr, "mse", describe("fisher", self))
 

@@ -106,7 +106,7 @@ class OnePass:
             key = f"{source} batch {batch} of {what}"
             total += np.reshape(subject.recall(key, total.size, partial(self._measure, projector, batch)), shape)
         subject.progress("one-pass", len(subject.calibration), len(subject.calibration))
-        allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
+        allowed = layers.allowed(formats, columns)
         values, stderr = (np.where(allowed, found[: len(layers)], np.nan) for found in (total[0], np.sqrt(total[1])))
         tables = [Table(layers.units, columns, values, stderr, "mse", source)]
         if channels:

@@ -183,7 +183,9 @@ def _columns(weights: Array, inputs: Array, columns: Sequence[Format]) -> Array:
 def _blocks(weight: Tensor) -> Tensor:
     """``(blocks, BLOCK)`` in float32, the last one filled up with zeros."""
     flat = weight.detach().flatten().float()
-    return functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    if missing := -len(flat) % BLOCK:  # a copy
+        flat = functional.pad(flat, (0, missing))
+    return flat.view(-1, BLOCK)
 
 
 def _powered(values: Tensor, power: int) -> Tensor:

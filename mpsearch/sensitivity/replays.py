@@ -102,7 +102,7 @@ def replayed_table(subject: Subject, formats: Sequence[Format], source: str, mea
     n = subject.samples
     mean = sums[0] / n
     variance = np.maximum(sums[1] / n - mean**2, 0) / max(n - 1, 1)  # of the mean
-    allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
+    allowed = layers.allowed(formats, columns)
     values, stderr = (np.where(allowed, found, np.nan) for found in (mean, np.sqrt(variance)))
     return Table(layers.units, columns, values, stderr, measure, source)
 

@@ -63,7 +63,7 @@ class Signed:
         parts, weight = total[:2]
         mean, cross, square = total[2:].reshape(3, len(layers), len(columns))
         variance = np.maximum(square - 2 * mean * cross + mean**2 * weight, 0) * parts / max(parts - 1, 1)
-        allowed = [[f in layers.choices(layer, formats) for f in columns] for layer in layers]
+        allowed = layers.allowed(formats, columns)
         values, stderr = (np.where(allowed, found, np.nan) for found in (mean, np.sqrt(variance) * (parts > 1)))
         return Table(layers.units, columns, values, stderr, "loss", describe("signed", self))
 

@@ -176,6 +176,11 @@ class Layers(Sequence[Layer]):
         usable = dict.fromkeys(f if all(m.allows(f) for m in members) else f.weight_only for f in formats)
         return tuple(f for f in usable if layer.reaches_floor(f) and all(m.allows(f) for m in members))
 
+    def allowed(self, formats: Sequence[Format], columns: Sequence[Format]) -> list[list[bool]]:
+        """Whether a layer may take a column where the user gave ``formats``, ``(layers, columns)``."""
+        choices = [set(self.choices(layer, formats)) for layer in self.items]
+        return [[column in own for column in columns] for own in choices]
+
     def to_json(self) -> dict[str, Any]:
         entries = [asdict(layer) | {"pin": str(layer.pin) if layer.pin else None} for layer in self.items]
         return {"rest_bytes": self.rest_bytes, "layers": entries}

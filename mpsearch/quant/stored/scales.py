@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpsearch.quant.rounding import rounding_errors, searched
+
 CANDIDATES = (8, 8, 8)  # scales a round: the first over all, each later one around the best of the round before
 BLOCK = 1 << 18  # products of weights and candidate scales at a time; larger ones are memory fresh from the system
 LEAST = 1e-12  # scale of a row of zeros that has no code for zero
@@ -21,7 +23,8 @@ def fit(rows: Tensor, top: int) -> Tensor:
     magnitude, ever finer, then by least squares for the codes found, ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed
     ``max|w| / top``, so the outermost level is always used and quantizing twice changes nothing.
     """
-    return torch.cat([_fit(part, top) for part in blocks(rows)])
+    together = 1 if searched(rows.shape[1], top) else CANDIDATES[0]
+    return torch.cat([_fit(part, top) for part in blocks(rows, together)])
 
 
 def fit_signs(rows: Tensor) -> Tensor:
@@ -38,20 +41,22 @@ def fit_affine(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return torch.cat(scales), torch.cat(zeros)
 
 
-def blocks(rows: Tensor) -> tuple[Tensor, ...]:
-    """The rows, as many at a time as fit into a cache with all their candidates."""
-    return torch.split(rows, max(1, BLOCK // (CANDIDATES[0] * rows.shape[1])))
+def blocks(rows: Tensor, copies: int = CANDIDATES[0]) -> tuple[Tensor, ...]:
+    """The rows, as many at a time as fit into a cache with so many copies."""
+    return torch.split(rows, max(1, BLOCK // (copies * rows.shape[1])))
 
 
 def _fit(rows: Tensor, top: int) -> Tensor:
-    peak = rows.abs().amax(1, keepdim=True)
+    magnitudes = rows.abs()
+    peak = magnitudes.amax(1, keepdim=True)
+    errors = rounding_errors(magnitudes, top)
     largest = torch.where(peak > 0, peak / top, 1.0)
     first, *later = _shares(top, rows.device)
     scales = largest * first
-    scale, error = _best(scales, _errors(rows, scales, top))
+    scale, error = _best(scales, errors(scales, 0.0))
     for around in later:
         scales = torch.minimum(scale * around, largest)
-        scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, _errors(rows, scales, top)], 1))
+        scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, errors(scales, 0.0)], 1))
     # For given codes the error is a parabola in the scale, and rounding anew only lowers it: no need to compare.
     codes = torch.div(rows, scale).round_().clamp_(-top, top)
     fitted = torch.linalg.vecdot(rows, codes) / torch.linalg.vecdot(codes, codes).clamp_min(1.0)
@@ -71,13 +76,6 @@ def _shares(top: int, device: torch.device) -> list[Tensor]:
     return [torch.from_numpy(np.exp(logarithms).astype(np.float32)).to(device) for logarithms in ends]
 
 
-def _errors(rows: Tensor, scales: Tensor, top: int) -> Tensor:
-    """``‖w − s·round(w/s)‖`` of every row at every of its candidates, ``(rows, candidates)``."""
-    steps = rows[:, None] * (1 / scales)[:, :, None]
-    found: Tensor = torch.linalg.vector_norm(steps.sub_(torch.round(steps).clamp_(-top, top)), dim=2)
-    return found.mul_(scales)
-
-
 def _best(scales: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
     """(scale of least error, that error) of every row, ``(rows, 1)`` each; the first among equals."""
     least, at = errors.min(1, keepdim=True)
@@ -91,12 +89,11 @@ def _fit_affine(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     coarse = torch.linspace(1, 1 / count, count, device=rows.device)
     fine = torch.linspace(1 + 1 / count, 1 - 1 / count, 2 * count, device=rows.device)
     keep = torch.ones_like(fine)
+    errors = rounding_errors(rows, 2**bits - 1)
     for shares in (torch.stack([coarse, coarse]), torch.stack([fine, keep]), torch.stack([keep, fine])):
         tried = torch.cat([ends, ends * shares[:, None]], 2)
         scale, zero = _grid(tried, bits)
-        codes = (rows[:, None] / scale[:, :, None] + zero[:, :, None]).round_().clamp_(0, 2**bits - 1)
-        errors = codes.sub_(zero[:, :, None]).mul_(scale[:, :, None]).sub_(rows[:, None]).square_().sum(2)
-        best = errors.argmin(1, keepdim=True)
+        best = errors(scale, -zero).argmin(1, keepdim=True)
         ends = tried.gather(2, best.expand(2, -1, -1))
     return _grid(ends, bits)
 
