@@ -288,7 +288,11 @@ def search(
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
         by_channel = partial(channel_order, known) if solvers else None
-        solution = _regroup(solution, channels, problem, layers, groups, costs, evaluate, by_channel)
+        divided = partial(
+            _regroup, channels=channels, problem=problem, layers=layers, groups=groups, models=costs,
+            evaluate=evaluate, slopes=by_channel,
+        )  # fmt: skip
+        solution = _better_divided(solution, divided)
     spent = subject.evaluations - before
     return replace(solution, bitmap=subject.with_ranges(solution.bitmap), evaluations=spent, peak=subject.peak)
 
@@ -363,6 +367,20 @@ def _completed(solution: Solution, problem: Problem, limits: Sequence[Limit]) ->
     """With the budgets that no solver saw, for cells that exceed them were no choices, and what else was left out."""
     met = {str(limit.budget): limit.limit for limit in limits}
     return replace(solution, limits=met, dominated=counted(problem))
+
+
+def _better_divided(solution: Solution, divided: Callable[[Solution], Solution]) -> Solution:
+    """The solution, or the best map of integers alone, with widths for single channels: other formats have one width a
+    layer, so that the best map of whole layers need not be the best one to divide."""
+    found = divided(solution)
+    if (integers := solution.baselines.get("integers")) is None:
+        return found
+    other = divided(replace(solution, **vars(integers)))
+    if other.method != "channels" or not (other.error and found.error and other.error.value < found.error.value):
+        return found
+    costs = {name: value for name, value in solution.costs.items() if name in other.costs}
+    whole = Baseline(solution.bitmap, costs, solution.predicted, solution.error)
+    return replace(other, baselines={**other.baselines, "layer-wise": whole})
 
 
 def _regroup(
@@ -508,6 +526,8 @@ def recover(
     """
     if isinstance(method, str):
         (method,) = with_seed([make("recovery", RECOVERERS, method, options)], seed)
+    elif options:
+        raise UsageError(f"{', '.join(options)} belong to a method that is named: this one has its options")
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in, there is something to learn
         inputs = Calibration.of(batches, device_of(model), seed)
         bank = bank or WeightBank(model)

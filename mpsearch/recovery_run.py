@@ -67,7 +67,7 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
         UsageError: what was learnt costs more than a budget allows; nothing is written.
     """
     chosen = tuple(asked or run.config.recover or (MethodConfig(name="distil"),))
-    methods = [_method(one, run.config.seed) for one in chosen]
+    methods = [_method(run, one) for one in chosen]
     run.check_unchanged()
     bitmap, samples, seed = run.solution.bitmap, run.config.samples, run.config.seed
     about, key = ", then ".join(map(repr, methods)), _key(run, methods)
@@ -101,7 +101,7 @@ def made(run: Run) -> tuple[MethodConfig, ...]:
     path = run.folder.path / "recovery.json"
     payload = read_json(path, SCHEMA) if path.is_file() else {}
     asked = _asked(payload)
-    current = asked and payload.get("key") == _key(run, [_method(one, run.config.seed) for one in asked])
+    current = asked and payload.get("key") == _key(run, [_method(run, one) for one in asked])
     return asked if current else ()
 
 
@@ -130,9 +130,12 @@ def _check_budgets(run: Run, bank: WeightBank) -> None:
             )
 
 
-def _method(asked: MethodConfig, seed: int) -> Recoverer:
-    method = make("recovery", RECOVERERS, asked.name, asked.options)
-    return method if "seed" in asked.options else api.with_seed([method], seed)[0]
+def _method(run: Run, asked: MethodConfig) -> Recoverer:
+    options = dict(asked.options)
+    if asked.name == "realloc" and any(Budget.parse(text).cost == "bops" for text in run.config.budgets):
+        options = {"bops": True} | options
+    method = make("recovery", RECOVERERS, asked.name, options)
+    return method if "seed" in options else api.with_seed([method], run.config.seed)[0]
 
 
 def resumed(folder: Path) -> RunConfig:

@@ -237,7 +237,11 @@ def test_a_run_in_a_recovered_folder_still_reports_the_recovery(tmp_path):
 @pytest.mark.parametrize(
     ("cost", "share", "asked"),
     [
-        ("bops", 0.12, MethodConfig(name="realloc", options={"steps": 10, "every": 2, "formats": ["w2", "w4"]})),
+        (
+            "bops",
+            0.12,
+            MethodConfig(name="realloc", options={"steps": 10, "every": 2, "formats": ["w2", "w4"], "bops": False}),
+        ),
         ("coded", 0.14, MethodConfig(name="adaround", options={"steps": 20})),
     ],
 )

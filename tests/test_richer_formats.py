@@ -10,6 +10,9 @@ import mpsearch
 from mpsearch import UsageError
 from mpsearch.budgets import size_of
 from mpsearch.export import load_packed, payload_bytes
+from mpsearch.quant import quantize_weight
+from mpsearch.types import Format
+from mpsearch.types.storage import unfit
 
 INTEGERS = ["w2", "w3", "w4", "w5", "w6"]
 RICHER = [*INTEGERS, "w2z", "w3z", "w3g8", "p2", "p3", "ternary", "w2r1", "bf16", "k4x3"]
@@ -92,3 +95,29 @@ def test_a_format_that_a_layer_cannot_take_is_one_line(tmp_path):
         pass
     with pytest.raises(UsageError, match="can take none of k3x5"):
         mpsearch.allocate(model, batches, ["bits<=4"], ["k3x5"])
+
+
+def test_with_several_widths_a_layer_too_richer_formats_are_never_worse():
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 3, 3)
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(torch.exp(1.2 * torch.randn(12, 1, 1, 1)))
+    batches = [(torch.randn(8, 3, 8, 8),)]
+    integers, more = ["w2", "w3", "w4", "w5", "w6"], ["p2", "p3", "p4", "ternary", "w3z", "w4g9", "k6x3"]
+    errors = [
+        mpsearch.allocate(model, batches, ["size<=12%"], formats, groups=8).error.value
+        for formats in (integers, integers + more)
+    ]
+    assert errors[1] <= errors[0] * (1 + 1e-6)
+
+
+def test_kernels_of_modulated_weights_have_codebooks():
+    assert unfit(Format.parse("k8x3"), (1, 64, 64, 3, 3), 1) == ""
+    assert unfit(Format.parse("k8x3"), (64, 64, 3, 3, 3), 0) == "kernels of 3×3, but it has 3×3×3"
+    weight = torch.randn(1, 8, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    stored = quantize_weight(weight, Format.parse("k4x3"), 1)
+    assert stored.dequantized().shape == weight.shape
+    assert 0 < (stored.dequantized() - weight).square().mean() < weight.square().mean()

@@ -112,6 +112,15 @@ class Call:
                 torch.cuda.set_rng_state(state, device)
             return module(*_copied(self.args), **_copied(self.kwargs))
 
+    def draws(self, module: nn.Module) -> bool:
+        """Whether ``module`` takes random numbers, which parts of the call would not find where the whole did."""
+        cuda = _cuda(module)
+        with torch.random.fork_rng(devices=cuda), evaluating(module), torch.no_grad():
+            before = (torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda))
+            module(*_copied(self.args), **_copied(self.kwargs))
+            after = (torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda))
+            return not all(map(torch.equal, before, after))
+
     def cut(self, samples: int, parts: int) -> list[Call]:
         """The call in parts: tensors with a row a sample are cut, the rest is shared."""
         pieces = _cut((self.args, self.kwargs), samples, parts)
@@ -139,18 +148,20 @@ def with_outputs(
 ) -> tuple[Tensor, list[Tensor]]:
     """(images, what every call of ``module`` returned): the images have gradients with respect to those.
 
-    Nothing where some call returned no floating tensor, but a tuple perhaps.
+    Of a tuple it is the first entry. Nothing where some call returned no floating tensor.
     """
     found: list[Tensor] = []
     whole = True
 
     def after(called: nn.Module, args: Any, output: Any) -> Any:
         nonlocal whole
-        if not isinstance(output, Tensor) or not output.is_floating_point():
+        own, *rest = output if type(output) is tuple and output else (output,)
+        if not isinstance(own, Tensor) or not own.is_floating_point():
             whole = False
             return output
-        found.append(output if output.requires_grad else output.detach().requires_grad_())
-        return found[-1].clone()  # what follows may write into it
+        found.append(own if own.requires_grad else own.detach().requires_grad_())
+        kept = found[-1].clone()  # what follows may write into it
+        return (kept, *rest) if type(output) is tuple else kept
 
     with evaluating(model), ExitStack() as stack:
         stack.callback(module.register_forward_hook(after).remove)

@@ -260,7 +260,8 @@ def _fit(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
 
     def best(shares: Tensor) -> Tensor:
         """Of the shares of the extremes, ``(ranges, candidates)``, the best of every range, ``(ranges, 1)``."""
-        step, zero_point = _steps(*(ends * shares).float().double(), bits)
+        lows, highs = (ends * shares).float().double()
+        step, zero_point = _steps(lows, highs, bits)
         found = errors(step, -zero_point).where((shares > 0) & (shares <= 1), torch.inf)
         return shares.gather(1, found.argmin(1, keepdim=True))
 

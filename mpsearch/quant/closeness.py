@@ -52,7 +52,9 @@ class Closeness:
 
         def compare(path: str, output: Tensor) -> None:
             own = left[path].pop(0)
-            distance = _by_sample((output - own).square(), samples) / (own.double().square().mean().item() or 1.0)
+            distance = _by_sample((output - own).float().square(), samples) / (
+                own.double().square().mean().item() or 1.0
+            )
             for layer in self._users[path]:
                 found[layer] = found.get(layer, 0) + distance / calls[layer]
 

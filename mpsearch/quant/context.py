@@ -12,6 +12,7 @@ from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
 from mpsearch.layers import input_parts
 from mpsearch.model import device_of, inputs_mapped, substituted
+from mpsearch.model.calls import modules_called
 from mpsearch.quant.activations import Grid, InputGrid, observe
 from mpsearch.quant.bank import WeightBank
 from mpsearch.quant.dynamic import DynamicGrid
@@ -49,18 +50,33 @@ def quantized(
 def with_ranges(
     model: nn.Module, bitmap: BitMap, batches: Iterable[Any] | Calibration | None, bank: WeightBank
 ) -> BitMap:
-    """The map under first names, with every activation range it needs, fitted on ``batches`` where it has none."""
+    """The map under first names, with every activation range it needs, fitted on ``batches`` where it has none.
+
+    Raises:
+        UsageError: a range is missing and there are no batches, or a layer with activations is not called on them.
+    """
     bitmap = bank.normalised(bitmap)
     missing = {name: f.act_bits for name, f in bitmap.items() if f.act_bits and f.ranged and name not in bitmap.ranges}
-    if not missing:
-        return bitmap
-    if batches is None:
+    moving = [name for name, f in bitmap.items() if f.act_bits and not f.ranged]
+    if missing and batches is None:
         raise UsageError(f"{len(missing)} layers, {next(iter(missing))} first, lack an activation range: pass batches=")
+    if batches is None or not (missing or moving):
+        return bitmap
     calibration = batches if isinstance(batches, Calibration) else Calibration.of(batches, device_of(model))
+    if moving:
+        _refuse_uncalled(model, calibration, moving, bank)
     parts = input_parts(model, calibration.batches[0], missing)
     _, seen = observe(model, calibration, {name: bank.site(name).places for name in missing}, parts)
     fitted = {name: seen[name].grid(bits).ranges for name, bits in missing.items()}
     return bitmap.with_ranges({**bitmap.ranges, **fitted})
+
+
+def _refuse_uncalled(model: nn.Module, calibration: Calibration, names: Iterable[str], bank: WeightBank) -> None:
+    seed, args = calibration.run(0)
+    called = modules_called(model, args, seed)
+    for name in names:
+        if not any(place.rpartition(".")[0] in called for place in bank.site(name).places):
+            raise UsageError(f"{name} is never called on these inputs: its activations cannot be quantized")
 
 
 @contextmanager

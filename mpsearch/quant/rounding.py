@@ -36,7 +36,8 @@ def one_by_one(rows: Tensor, levels: int, steps: Tensor, low: Tensor | float) ->
         codes = values.round().clamp_(low[:, :, None].to(rows.dtype), low[:, :, None].to(rows.dtype) + levels)
     else:
         codes = values.round().clamp_(low, low + levels)
-    return torch.linalg.vector_norm(values.sub_(codes), dim=2).mul_(steps).square_()
+    found: Tensor = torch.linalg.vector_norm(values.sub_(codes), dim=2)
+    return found.mul_(steps).square_()
 
 
 class Ordered:

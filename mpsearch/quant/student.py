@@ -65,13 +65,15 @@ class Student:
         self._fixed: dict[str, Tensor] = {}  # float weights that codes follow from
         for layer, stored in self._stored.items():
             if isinstance(stored, Integers) and weights:
-                self.codes[layer] = _exact(stored, bank.weight(layer)).requires_grad_()
+                self.codes[layer] = stored.exact(bank.weight(layer)).requires_grad_()
             elif isinstance(stored, Integers) and scales:
-                self._fixed[layer] = _times_steps(_exact(stored, bank.weight(layer)), stored)
+                self._fixed[layer] = _times_steps(stored.exact(bank.weight(layer)), stored)
             names = [name for name in stored.learnable if weights or (scales and name == "scale")]
             self.numbers[layer] = {name: _leaf(stored.learnable[name].float()) for name in names}
         plain = _plain(model) if weights and any(self.numbers.values()) else {}
-        self.plain = {name: _leaf(bank.tensors.get(name, value)) for name, value in plain.items()}
+        # Single precision: a bias in half precision is coarser than the steps of a training, and Adam divides by zero.
+        self.plain = {name: _leaf(bank.tensors.get(name, value).float()) for name, value in plain.items()}
+        self._dtypes = {name: value.dtype for name, value in plain.items()}
         spans = {n: bank.ranges.get(n, bitmap.ranges[n]) for n, f in bitmap.items() if f.ranged} if ranges else {}
         self.ends = {n: _leaf(torch.tensor([own[:2] for own in span])) for n, span in spans.items()}
         self._sizes = {own: _size(own) for own in self.parameters}
@@ -105,7 +107,7 @@ class Student:
         quantized = self._stored.keys() & chosen
         weights = {n: self.weight(n) if n in quantized else self._bank.weight(n) for n in self._bitmap}
         values = {place: own for layer, own in weights.items() for place in self._bank.site(layer).places}
-        values |= {**self._bank.tensors, **self.plain}
+        values |= {**self._bank.tensors, **{name: own.to(self._dtypes[name]) for name, own in self.plain.items()}}
         grids: dict[str, Callable[[Tensor], Tensor]] = {}
         for place, grid in input_grids(self._bitmap, self._bank, chosen).items():
             layer = self._bank.first(place)
@@ -177,7 +179,7 @@ class Student:
             if isinstance(own, Integers):
                 own = replace(own, codes=self.nearest(layer).to(torch.int8))
             weights[layer] = own
-        tensors = {name: value.detach().clone() for name, value in self.plain.items()}
+        tensors = {name: value.detach().to(self._dtypes[name], copy=True) for name, value in self.plain.items()}
         ranges = {}
         for layer, ends in self.ends.items():
             spans = zip(_ordered(ends.detach()).tolist(), self._bitmap.ranges[layer], strict=True)
@@ -252,13 +254,6 @@ def _ordered(ends: Tensor) -> Tensor:
 def _times_steps(codes: Tensor, stored: Integers) -> Tensor:
     """What the codes stand for."""
     return (codes - stored.offset) * stored.spread(stored.scale)
-
-
-def _exact(stored: Integers, weight: Tensor) -> Tensor:
-    """The float weight in units of its steps; the stored code where that is not the nearest."""
-    exact = weight.detach().float() / stored.spread(stored.scale) + stored.offset
-    low, high = stored.limits
-    return torch.where(exact.clamp(low, high).round() == stored.codes, exact, stored.codes.float())
 
 
 def _plain(model: nn.Module) -> dict[str, Tensor]:

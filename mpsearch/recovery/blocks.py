@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from mpsearch.model.calls import modules_called
+from mpsearch.model.calls import closest, modules_called
 from mpsearch.recovery.reconstruction import Reconstruction, roundable
 from mpsearch.recovery.trial import Trial
 
@@ -20,11 +20,11 @@ class Blocks(Reconstruction):
 
     def __call__(self, trial: Trial) -> None:
         seed, args = trial.learning.run(0)
-        places = roundable(trial)
-        blocks = blocks_of(places.values(), modules_called(trial.model, args, seed))
+        places, called = roundable(trial), modules_called(trial.model, args, seed)
+        blocks = blocks_of(places.values(), called)
         parts: dict[str, list[str]] = {}
         for layer, place in places.items():
-            owner = place.rpartition(".")[0]
+            owner = closest(place.rpartition(".")[0], called)
             around = [path for path in blocks if owner == path or owner.startswith(f"{path}.")]
             parts.setdefault(around[0] if around else owner, []).append(layer)
         self.learn(trial, parts)

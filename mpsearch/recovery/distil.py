@@ -13,7 +13,7 @@ from mpsearch.recovery.trial import Trial
 class Distil(Training):
     """Straight-through training on the paired error, with learned steps (LSQ, Esser et al., ICLR 2020).
 
-    Everything that a map is stored with is trained, formats stay; see :class:`mpsearch.recovery.student.Student`. No
+    Everything that a map is stored with is trained, formats stay; see :class:`mpsearch.quant.Student`. No
     label is used: the float images of the same inputs are the target.
 
     Attributes:

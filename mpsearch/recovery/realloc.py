@@ -80,7 +80,7 @@ class Realloc(Training):
             with student.applied() as weights:
                 images = forward(trial.model, args, seed)
             widths.probe(images, weights, self.seed * 1_000_003 + step)
-            return (images - trial.expected[batch]).square().mean() * unit
+            return (images - trial.expected[batch]).float().square().mean() * unit
 
         def after(step: int) -> list[Tensor]:
             return widths.assign() if widths.units and step <= self.settled and step % self.every == 0 else []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, paired_errors
-from mpsearch.errors import UsageError
-from mpsearch.model import evaluating, substituted
+from mpsearch.errors import NotFinite, UsageError
+from mpsearch.model import evaluating, first_tensor, substituted
 from mpsearch.model.calls import Call, calls_of, modules_called, with_outputs
 from mpsearch.quant import Integers, QuantizedWeight, Recovered, applied
 from mpsearch.recovery.trial import Trial, mean, order
@@ -52,7 +54,7 @@ class Reconstruction:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.probes, self.lessons) < 1 or not (self.rate > 0 and self.strength > 0):
+        if min(self.steps, self.probes, self.lessons) < 1 or not (0 < self.rate < inf and 0 < self.strength < inf):
             raise UsageError(
                 f"{self._name} needs steps, probes and lessons of 1 or more, rate and strength above 0, "
                 f"not {self.steps}, {self.probes}, {self.lessons}, {self.rate} and {self.strength}"
@@ -110,9 +112,12 @@ class Reconstruction:
                 if (done := step / self.steps) >= WARM:
                     power = SOFT + (SHARP - SOFT) * (done - WARM) / (1 - WARM)
                     loss = loss + self.strength / size * sum(undecided(share, power) for share in shares.values())
-                for parameter, gradient in zip(free, torch.autograd.grad(loss * size, free), strict=True):
-                    parameter.grad = gradient
+                for parameter, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
+                    parameter.grad = gradient * size  # of a size that Adam can tell from nothing
                 optimizer.step()
+        if not all(bool(own.isfinite().all()) for own in free):
+            warnings.warn(f"{self._name} diverged in {path or 'the generator'}, which stays as it was", stacklevel=2)
+            return {}
         return {layer: own.decided() for layer, own in zip(layers, roundings.values(), strict=True)}
 
     def _lessons(self, trial: Trial, now: Recovered, module: nn.Module, learning: Calibration) -> list[Lesson]:
@@ -129,9 +134,9 @@ class Reconstruction:
                 weights = _importance(images, targets, self.probes, generator)
             with applied(trial.model, trial.bitmap, trial.with_found(now)):
                 calls = calls_of(trial.model, module, args, seed, len(targets))
-            for lesson in map(Lesson, calls, [target.detach() for target in targets], weights):
+            for lesson in map(Lesson, calls, [target.detach().float() for target in targets], weights):
                 values += lesson.target.numel()
-                found += lesson.cut(len(images))
+                found += [lesson] if lesson.call.draws(module) else lesson.cut(len(images))
         whole = sum(lesson.weight.sum().item() for lesson in found) / max(values, 1)
         return [lesson._replace(weight=lesson.weight / whole) for lesson in found] if whole > 0 else []
 
@@ -150,8 +155,9 @@ class Lesson(NamedTuple):
     weight: Tensor
 
     def error(self, module: nn.Module) -> Tensor:
-        gap: Tensor = self.call.again(module) - self.target
-        return (gap.square() * self.weight).mean()
+        output = first_tensor(self.call.again(module))
+        assert output is not None
+        return ((output.float() - self.target).square() * self.weight).mean()
 
     def cut(self, samples: int) -> list[Lesson]:
         parts = min(-(-self.target.numel() // STEP), samples)
@@ -173,7 +179,7 @@ class Rounding:
     def __init__(self, stored: Integers, weight: Tensor) -> None:
         self._stored, self._scale, self._offset = stored, stored.spread(stored.scale), stored.offset
         low, high = stored.limits
-        exact = (weight.detach().float() / self._scale + self._offset).clamp(low, high)
+        exact = stored.exact(weight).clamp(low, high)
         self._low = torch.minimum(exact.floor(), high - 1)
         share = ((exact - self._low + STRETCH) / (1 + 2 * STRETCH)).clamp(1e-4, 1 - 1e-4)
         self.free = torch.logit(share).requires_grad_()
@@ -197,19 +203,22 @@ def undecided(share: Tensor, power: float) -> Tensor:
 
 def _importance(images: Tensor, outputs: Sequence[Tensor], probes: int, generator: torch.Generator) -> list[Tensor]:
     """Mean squared gradient of the images in random directions; even where they have none."""
-    found = [torch.zeros_like(output) for output in outputs]
     if not images.requires_grad or not outputs:
-        return [torch.ones_like(output) for output in outputs]
+        return [torch.ones_like(output, dtype=torch.float32) for output in outputs]
+    found = [torch.zeros_like(output, dtype=torch.float32) for output in outputs]
     for probe in range(probes):
         signs = torch.randint(0, 2, images.shape, generator=generator).to(images) * 2 - 1
         gradients = torch.autograd.grad(images, outputs, signs, retain_graph=probe + 1 < probes, allow_unused=True)
         for own, gradient in zip(found, gradients, strict=True):
             if gradient is not None:
-                own += gradient.square() / probes
+                own += gradient.float().square() / probes
     return found
 
 
 def image_error(trial: Trial, found: Recovered, batches: Sequence[int]) -> float:
-    """Mean squared error of the images of some batches to learn from."""
-    with applied(trial.model, trial.bitmap, trial.with_found(found)):
-        return mean([paired_errors(trial.model, trial.learning, at, trial.expected[at]) for at in batches])
+    """Mean squared error of the images of some batches to learn from; infinite where images are not finite."""
+    try:
+        with applied(trial.model, trial.bitmap, trial.with_found(found)):
+            return mean([paired_errors(trial.model, trial.learning, at, trial.expected[at]) for at in batches])
+    except NotFinite:
+        return inf

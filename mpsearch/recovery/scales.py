@@ -121,7 +121,8 @@ class RangeSearch:
             scale = scale.clamp_min(1e-12)
             codes = (weight.detach().float() / scale).round().clamp(low, high).to(torch.int8)
             made.append(replace(stored, codes=codes, scale=scale))
-            scores.append(_score(self.rule, outputs(made[-1].dequantized()), targets, module))
+            given = outputs(made[-1].dequantized())
+            scores.append(_score(self.rule, given, targets, input_axis(module) or 0, len(flat)))
         at = torch.stack(scores).argmin(0).reshape(peak.shape)
         best = made[0]
         for number, other in enumerate(made):
@@ -142,14 +143,14 @@ def _ranged(grid: InputGrid, calls: Sequence[Call], gap: Callable[[InputGrid], f
     return min(tried, key=gap).ranges
 
 
-def _score(rule: Rule, outputs: Sequence[Tensor], targets: Sequence[Tensor], module: nn.Module) -> Tensor:
-    """``(channels,)``: less is better."""
-    axis = input_axis(module) or 0
-    pairs = [
-        tuple(values.movedim(axis % values.ndim, 0).flatten(1).double() for values in pair)
-        for pair in zip(outputs, targets, strict=True)
-    ]
-    ours, theirs = (torch.cat(side, dim=1) for side in zip(*pairs, strict=True))
+def _score(rule: Rule, outputs: Sequence[Tensor], targets: Sequence[Tensor], axis: int, channels: int) -> Tensor:
+    """``(channels,)``: less is better. Groups of a transposed convolution share the scales of their channels."""
+
+    def by_channel(values: Tensor) -> Tensor:
+        outputs = values.movedim(axis % values.ndim, 0)
+        return outputs.reshape(-1, channels, *outputs.shape[1:]).movedim(1, 0).flatten(1).double()
+
+    ours, theirs = (torch.cat(list(map(by_channel, side)), dim=1) for side in (outputs, targets))
     if rule != "pearson":
         return (ours - theirs).square().sum(1)
     ours, theirs = ours - ours.mean(1, keepdim=True), theirs - theirs.mean(1, keepdim=True)

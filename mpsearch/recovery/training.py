@@ -40,7 +40,7 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.checks, self.patience) < 1 or not self.rate > 0:
+        if min(self.steps, self.checks, self.patience) < 1 or not 0 < self.rate < math.inf:
             raise UsageError(
                 f"{self.name} needs steps, checks and patience of 1 or more and a rate above 0, "
                 f"not {self.steps}, {self.checks}, {self.patience} and {self.rate}"
@@ -104,7 +104,7 @@ class Training:
             trial.progress(self.name, step, self.steps)
 
     def _descend(self, student: Student, optimizer: torch.optim.Adam, loss: Loss, step: int, batch: int) -> bool:
-        """One step of Adam; False where the loss is not finite."""
+        """One step of Adam; False where the loss, or what it has led to, is not finite."""
         try:
             value = loss(step, batch)
         except NotFinite:
@@ -120,14 +120,14 @@ class Training:
         for group, own in zip(optimizer.param_groups, student.groups(self.rate), strict=True):
             group["lr"] = own["lr"] * slower
         optimizer.step()
-        return True
+        return all(bool(parameter.isfinite().all()) for parameter in student.parameters)
 
 
 def paired(trial: Trial, student: Student, batch: int, only: Callable[[str], bool] | None = None) -> Tensor:
     """Mean squared error to the float images of one batch to learn from; ``only`` says which layers are quantized."""
     seed, args = trial.learning.run(batch)
     with student.applied(only):
-        return (forward(trial.model, args, seed) - trial.expected[batch]).square().mean()
+        return (forward(trial.model, args, seed) - trial.expected[batch]).float().square().mean()
 
 
 def _keep(

@@ -92,8 +92,11 @@ class Trial:
     def show(self, found: Recovered) -> float:
         """Mean squared error of a recovery on the inputs kept back; the best so far is kept.
 
-        Images that are not finite have an infinite error.
+        What is not finite, itself or in its images, has an infinite error.
         """
+        numbers = [*found.tensors.values(), *(n for own in found.weights.values() for n in own.learnable.values())]
+        if not all(bool(own.isfinite().all()) for own in numbers):  # rounded activations hide it from the images
+            return math.inf
         try:
             error = self._error(found)
         except NotFinite:

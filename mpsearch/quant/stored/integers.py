@@ -75,6 +75,11 @@ class Integers(QuantizedWeight):
         """``zero``, broadcasting over ``codes``."""
         return self.spread(self.zero) if isinstance(self.zero, Tensor) else self.zero
 
+    def exact(self, weight: Tensor) -> Tensor:
+        """The float weight in units of its steps; the stored code where that is not the nearest."""
+        exact = weight.detach().float() / self.spread(self.scale) + self.offset
+        return torch.where(exact.clamp(*self.limits).round() == self.codes, exact, self.codes.float())
+
     @property
     def limits(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest code, float32, one a channel, broadcasting over ``codes``."""
