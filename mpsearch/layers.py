@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
@@ -125,6 +126,22 @@ class _Usage:
     input_parts: tuple[int, ...] = ()
 
 
+def _refuse_unfinished(model: nn.Module) -> None:
+    """Modules whose weights cannot be put in place, with what to do about it."""
+    for path, module in model.named_modules():
+        name = path or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{name} is scripted, and its weights cannot be replaced: pass the Python module")
+        if any(map(nn.parameter.is_lazy, module._parameters.values())):
+            raise ModelError(f"{name} has weights without a shape yet: call the generator once before")
+        if _pruned(module):
+            raise ModelError(f"{name} is pruned by a hook: make that permanent first, torch.nn.utils.prune.remove")
+
+
+def _pruned(module: nn.Module) -> bool:
+    return any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+
+
 def find_sites(model: nn.Module) -> list[Site]:
     """Tensors by identity of storage, so that tied weights (one tensor, several names) are one site.
 
@@ -134,6 +151,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, not a {type(model).__name__}")
+    _refuse_unfinished(model)
     found: dict[Any, Site] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for tensor in weight_names(module):

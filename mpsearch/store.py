@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,12 +65,16 @@ class RunFolder:
             except ArtifactError as error:
                 raise ArtifactError(f"{error}; delete it to compute it again") from None
             if payload.get("key") == key:
+                if payload.pop("digest", None) != fingerprint(payload):
+                    raise ArtifactError(f"{path} was changed after it was written; delete it to compute it again")
                 try:
                     return decode(payload)
                 except ArtifactError as error:
                     raise ArtifactError(f"{path}: {error}; delete it to compute it again") from None
         value = compute()
-        write_json(path, schema, {"key": key, **encode(value)})
+        payload = {"key": key, **encode(value)}
+        read_back = json.loads(json.dumps({"schema": schema, **payload}))
+        write_json(path, schema, {**payload, "digest": fingerprint(read_back)})
         return value
 
     def key(self, name: str, schema: str) -> str | None:
@@ -161,7 +166,9 @@ class Journal(MutableMapping[str, list[float]]):
 
     def _record(self, number: int, line: bytes) -> tuple[str, Any]:
         try:
-            name, value = json.loads(line)
+            name, value, checksum = json.loads(line)
+            if checksum != _checksum(name, value):
+                raise ValueError
             if number > 1:
                 value = [float(part) for part in value]
             return str(name), value
@@ -187,4 +194,8 @@ class Journal(MutableMapping[str, list[float]]):
 
 
 def _line(name: str, value: Any) -> bytes:
-    return json.dumps([name, value]).encode() + b"\n"
+    return json.dumps([name, value, _checksum(name, value)]).encode() + b"\n"
+
+
+def _checksum(name: str, value: Any) -> int:
+    return zlib.crc32(json.dumps([name, value]).encode())

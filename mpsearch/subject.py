@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.calibration import Calibration, Progress, outputs, paired_errors, silent
-from mpsearch.errors import ArtifactError
+from mpsearch.calibration import Calibration, Progress, output, outputs, paired_errors, silent
+from mpsearch.errors import ArtifactError, ModelError
 from mpsearch.model import Reuse
 from mpsearch.quant import Grid, InputGrid, Observed, WeightBank, applied, input_grid, observe
 from mpsearch.types import FLOAT, BitMap, Format, Layer, Layers, Measured, activations_of
@@ -64,7 +64,14 @@ class Subject:
         """The one pass of the float generator over all inputs: its images, and what the layers read."""
         places = {layer.name: self.bank.site(layer.name).places for layer in self.layers if layer.act_elements}
         parts = {layer.name: layer.input_parts for layer in self.layers}
-        return observe(self.model, self.calibration, places, parts)
+        images, seen = observe(self.model, self.calibration, places, parts)
+        again = output(self.model, self.calibration, 0)
+        if (gap := (again - images[0]).abs().max().item()) > SAME * images[0].abs().max().item():
+            raise ModelError(
+                f"two runs of the generator on the same inputs differ by {gap:.3g}: what it draws at random must come "
+                "from the global generators of torch, numpy or Python, and nothing may change from call to call"
+            )
+        return images, seen
 
     @property
     def reference(self) -> list[Tensor]:

@@ -129,11 +129,13 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
 
 def _load_rest(model: nn.Module, rest: dict[str, Tensor], header: Mapping[str, Any]) -> None:
     """Load what stayed float; everything must be there but the packed layers and further names of tied tensors."""
-    own = model.state_dict(keep_vars=True)
+    whole = model.state_dict(keep_vars=True)
+    own = {key: value for key, value in whole.items() if isinstance(value, Tensor)}
+    extra = {key: value for key, value in whole.items() if key not in own}  # what modules keep beside tensors stays
     packed = {key for entry in header.values() if not _is_float(entry) for key in entry["state_keys"]}
     present = {own[key].data_ptr() for key in rest if key in own}
     filled = {key: own[key] for key in own if key not in rest and (key in packed or own[key].data_ptr() in present)}
-    wrong = model.load_state_dict({**filled, **rest}, strict=False)
+    wrong = model.load_state_dict({**filled, **extra, **rest}, strict=False)
     found = [f"{key} is missing" for key in wrong.missing_keys] + [f"{key} is unknown" for key in wrong.unexpected_keys]
     if found:
         raise ValueError("; ".join(found[:3]))

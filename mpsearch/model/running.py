@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +87,8 @@ def first_tensor(output: Any) -> Tensor | None:
         return output if output.is_floating_point() else None
     if isinstance(output, Mapping):
         output = list(output.values())
+    elif is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
     elif hasattr(output, "__dict__") and not isinstance(output, (list, tuple)):
         output = list(vars(output).values())
     if isinstance(output, (list, tuple)):
@@ -96,16 +101,16 @@ def first_tensor(output: Any) -> Tensor | None:
 def forward(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> Tensor:
     """Run the generator on one tuple of positional arguments and return its images. Call inside :func:`evaluating`.
 
-    Noise that the model draws itself comes from ``seed`` through a fork of torch's global generator, so the float and
-    the quantized model see the same, and the caller's random state is left as it was. The arguments are copied: some
-    models write into their input.
+    Noise that the model draws itself comes from ``seed`` through a fork of the global generators, torch's, numpy's and
+    Python's, so the float and the quantized model see the same, and the caller's random state is left as it was. The
+    arguments are copied: some models write into their input.
 
     Raises:
         ModelError: the forward pass fails or returns no floating tensor.
         NotFinite: it returns NaN or infinite values.
     """
     device = device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _other_generators(seed):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at all other kinds of device: 0.2 ms
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -123,6 +128,18 @@ def forward(model: nn.Module, batch: Sequence[Any], seed: int = 0) -> Tensor:
         bad = int((~torch.isfinite(output.detach())).sum())
         raise NotFinite(f"the generator returns {bad} NaN or infinite values of {output.numel()}")
     return output
+
+
+@contextmanager
+def _other_generators(seed: int) -> Iterator[None]:
+    ours, theirs = random.getstate(), np.random.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(theirs)
 
 
 def one_line(error: BaseException) -> str:

@@ -163,3 +163,4 @@ def make_permanent(module: nn.Module, name: str, value: Tensor) -> None:
         raise ValueError(f"{name} is {tuple(value.shape)}, the model has {tuple(weight.shape)}")
     with torch.no_grad():
         weight.copy_(value)
+    weight.requires_grad_(False)  # matrix products take other paths, with other last bits, where a gradient may come

@@ -20,7 +20,8 @@ def paired_floor(
     """The figures of :func:`paired_quality` for float pictures of different inputs; None for a single one."""
     some: list[Tensor] = []
     for batch in before:
-        some += batch[: UNLIKE - len(some)]
+        if batch.shape[1:] == before[0].shape[1:]:
+            some += batch[: UNLIKE - len(some)]
     if len(some) < 2:
         return None
     images = torch.stack(some)
@@ -58,7 +59,7 @@ def _psnr(mse: Tensor, peak: float) -> Tensor:
 
 
 def _similarity(before: Sequence[Tensor], after: Sequence[Tensor], peak: float, picks: Tensor) -> Interval | None:
-    if before[0].ndim != 4 or min(before[0].shape[2:]) < WINDOW:
+    if any(batch.ndim != 4 or min(batch.shape[2:]) < WINDOW for batch in before):
         return None
     scores = torch.cat([ssim(b, a, peak).cpu() for b, a in zip(before, after, strict=True)])
     return interval(scores.mean().item(), scores[picks].mean(1), len(scores))

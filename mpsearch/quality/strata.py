@@ -18,7 +18,8 @@ def paired_strata(
 
     Empty where there is one stratum only, or fewer than two pairs in each on average: those say nothing.
     """
-    errors = torch.cat([(b - a).double().square().flatten(1).mean(1).cpu() for b, a in zip(before, after, strict=True)])
+    pairs = zip(before, after, strict=True)
+    errors = torch.cat([(b - a).double().square().reshape(len(b), -1).mean(1).cpu() for b, a in pairs])
     if not 1 < len(strata) <= len(errors) / 2:
         return {}
     return {name: share(errors[rows], draws, seed) for name, rows in strata.items()}
