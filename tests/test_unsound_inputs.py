@@ -164,3 +164,35 @@ def test_a_stage_that_was_changed_is_refused(finished):
     journal.write_text("\n".join([lines[0], json.dumps([name, values[:1], checksum]), *lines[2:]]) + "\n")
     refused = CliRunner().invoke(app, command)
     assert "is damaged in line 2; delete it to measure again" in str(refused.exception)
+
+
+class Named(nn.Module):
+    """Weights under names that torch's own layers do not use."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kernel, self.weight1 = (nn.Parameter(torch.randn(8, 8) / 3) for _ in range(2))
+        self.to_rgb_kernel, self.weights = (nn.Parameter(torch.randn(8, 8) / 3) for _ in range(2))
+        self.cell, self.normed = nn.GRUCell(8, 8), nn.utils.weight_norm(nn.Linear(8, 8))
+        self.recurrent = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        x = self.cell(x @ self.kernel @ self.weight1 @ self.to_rgb_kernel @ self.weights)
+        return self.recurrent(self.normed(x)[:, None])[0][:, 0]
+
+
+def test_weights_are_found_under_other_names_too(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch prefers parametrizations
+        model = Named().eval()
+    solution = mpsearch.allocate(model, batches(), ["bits<=4"], ["w2", "w4", "w6"], effort="fast")
+    names = {"kernel", "weight1", "to_rgb_kernel", "weights", "cell.weight_ih", "cell.weight_hh", "normed.weight"}
+    assert set(solution.bitmap) == names
+    assert all(solution.bitmap[name].bits for name in names)
+    files = mpsearch.export(model, solution.bitmap, tmp_path, batches())
+    with mpsearch.quantized(model, solution.bitmap), torch.no_grad():
+        expected = model(*batches()[0])
+    with torch.no_grad():
+        assert torch.equal(load_packed(files["packed"], model)(*batches()[0]), expected)
+        assert not torch.equal(model(*batches()[0]), expected)

@@ -9,6 +9,7 @@ construction, and ``state_dict`` never changes.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -23,6 +24,8 @@ from mpsearch.model.running import evaluation_flags
 NORMS = (
     nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm,
 )  # fmt: skip
+NAMED = re.compile(r"(.*_)?(weight|kernel)s?|weight_?[a-z0-9]+")
+PARTS = ("_orig", "_u", "_v", "_g")  # of a weight that a hook computes
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -36,13 +39,14 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def weight_names(module: nn.Module) -> list[str]:
-    """Names of the tensors of ``module`` that can be quantized: ``weight`` or ``*_weight`` of two dimensions or more.
+    """Names of the tensors of ``module`` that can be quantized: weights or kernels of two dimensions or more.
 
     Covers plain parameters, parametrized ones (``torch.nn.utils.parametrizations``), tensors computed by the older
     forward hooks of ``spectral_norm`` and ``weight_norm``, and the ``weight_bar`` of the spectral-norm wrapper that
-    most published Self-Attention GANs carry. Normalisation layers are left alone.
+    most published Self-Attention GANs carry. Normalisation layers are left alone, and recurrent layers of many steps,
+    which read their weights from a list of their own.
     """
-    if isinstance(module, (*NORMS, parametrize.ParametrizationList)):
+    if isinstance(module, (*NORMS, nn.RNNBase, parametrize.ParametrizationList)):
         return []
     names = list(module._parameters)
     if parametrize.is_parametrized(module):
@@ -50,7 +54,7 @@ def weight_names(module: nn.Module) -> list[str]:
     names += hooked_weights(module)
     found = []
     for name in dict.fromkeys(names):
-        if name not in ("weight", "weight_bar") and not name.endswith("_weight"):
+        if not NAMED.fullmatch(name) or name.endswith(PARTS):
             continue
         tensor = effective_weight(module, name)
         if tensor is not None and tensor.ndim >= 2 and tensor.is_floating_point():
