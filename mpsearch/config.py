@@ -98,6 +98,11 @@ class QualityConfig(_Strict):
 FASHION = QualityConfig(features="fashion", reference=Path("fashion_mnist_test_features.safetensors"))
 
 
+PARTS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig, "samples": SamplesConfig, "layers": LayersConfig, "quality": QualityConfig,
+}  # fmt: skip
+
+
 class RunConfig(_Strict):
     """Everything that ``mpsearch run`` needs; every default is the embedded Self-Attention GAN's."""
 
@@ -186,7 +191,8 @@ def load_config(path: str | Path | None = None, **overrides: Any) -> RunConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        known = f"; known entries: {', '.join(RunConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        parent = PARTS.get(str(first["loc"][0]), MethodConfig) if len(first["loc"]) > 1 else RunConfig
+        known = f"; known entries: {', '.join(parent.model_fields)}" if first["type"] == "extra_forbidden" else ""
         more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
         raise UsageError(f"{path or 'the config'}: {where}: {first['msg']}{known}{more}") from None
 

@@ -30,6 +30,12 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _digest(payload: Mapping[str, Any]) -> str:
+    """Of an artefact but for how long it took: the same answer has the same digest."""
+    content = json.loads(json.dumps(payload))  # as it is read back
+    return fingerprint({name: value for name, value in content.items() if name != "seconds"})
+
+
 class RunFolder:
     """One run on disk.
 
@@ -65,7 +71,7 @@ class RunFolder:
             except ArtifactError as error:
                 raise ArtifactError(f"{error}; delete it to compute it again") from None
             if payload.get("key") == key:
-                if payload.pop("digest", None) != fingerprint(payload):
+                if payload.pop("digest", None) != _digest(payload):
                     raise ArtifactError(f"{path} was changed after it was written; delete it to compute it again")
                 try:
                     return decode(payload)
@@ -73,8 +79,7 @@ class RunFolder:
                     raise ArtifactError(f"{path}: {error}; delete it to compute it again") from None
         value = compute()
         payload = {"key": key, **encode(value)}
-        read_back = json.loads(json.dumps({"schema": schema, **payload}))
-        write_json(path, schema, {**payload, "digest": fingerprint(read_back)})
+        write_json(path, schema, {**payload, "digest": _digest({"schema": schema, **payload})})
         return value
 
     def key(self, name: str, schema: str) -> str | None:

@@ -167,6 +167,8 @@ def test_bad_arguments_exit_with_2_and_one_line(project, arguments, message):
         ("model: [1", "is not valid YAML"),
         ("- a\n- b", "holds a list, expected a mapping"),
         ("modle: {}", "modle: Extra inputs are not permitted; known entries: model, inputs"),
+        ("samples: {foo: 3}", "samples.foo: Extra inputs are not permitted; known entries: calibration, heldback"),
+        ("estimator: {nam: x, name: y}", "estimator.nam: Extra inputs are not permitted; known entries: name, options"),
         ("formats: [w4, w99]", "unknown format 'w99'"),
         ("budgets: ['bits=4']", "cannot read the budget"),
         ("samples: {calibration: 0}", "samples.calibration: Input should be greater than or equal to 2"),
