@@ -136,7 +136,7 @@ class Reconstruction:
                 calls = calls_of(trial.model, module, args, seed, len(targets))
             for lesson in map(Lesson, calls, [target.detach().float() for target in targets], weights):
                 values += lesson.target.numel()
-                found += [lesson] if lesson.call.draws(module) else lesson.cut(len(images))
+                found += lesson.cut(len(images), module)
         whole = sum(lesson.weight.sum().item() for lesson in found) / max(values, 1)
         return [lesson._replace(weight=lesson.weight / whole) for lesson in found] if whole > 0 else []
 
@@ -159,9 +159,9 @@ class Lesson(NamedTuple):
         assert output is not None
         return ((output.float() - self.target).square() * self.weight).mean()
 
-    def cut(self, samples: int) -> list[Lesson]:
+    def cut(self, samples: int, module: nn.Module) -> list[Lesson]:
         parts = min(-(-self.target.numel() // STEP), samples)
-        if parts == 1 or len(self.target) != samples:
+        if parts == 1 or len(self.target) != samples or self.call.draws(module):
             return [self]
         return list(
             map(
