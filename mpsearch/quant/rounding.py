@@ -51,9 +51,8 @@ class Ordered:
     def __init__(self, rows: Tensor, levels: int) -> None:
         # numpy sorts floats some ten times faster than torch on a CPU.
         self._values = torch.from_numpy(np.sort(rows.cpu().numpy(), axis=1)).to(rows.device)
-        exact = self._values.double()
-        self._energy = exact.square().sum(1, keepdim=True)
-        self._below = torch.nn.functional.pad(exact.cumsum(1), (1, 0))  # at i: the sum of the first i
+        self._energy = torch.linalg.vector_norm(self._values, dim=1, keepdim=True, dtype=torch.float64).square()
+        self._sums = self._values.cumsum(1, dtype=torch.float64)  # at i: of the first i + 1
         self._levels = torch.arange(1, levels + 1, dtype=rows.dtype, device=rows.device)
         self._odd = torch.stack([2 * self._levels - 1, torch.ones_like(self._levels)], dim=1).double()
 
@@ -62,8 +61,10 @@ class Ordered:
         shape, most = (*steps.shape, len(self._levels)), self._values.shape[1]
         borders = (self._levels - 0.5 + low[:, :, None].to(self._levels)) * steps[:, :, None].to(self._levels)
         at = torch.searchsorted(self._values, borders.flatten(1))
-        total = self._below[:, -1:]
-        products = (low + len(self._levels)) * total - self._below.gather(1, at).view(shape).sum(2)
+        total = self._sums[:, -1:]
+        below = torch.where(at > 0, self._sums.gather(1, (at - 1).clamp_min_(0)), 0.0)
+        products = (low + len(self._levels)) * total - below.view(shape).sum(2)
         odd, count = ((most - at).double().view(shape) @ self._odd).unbind(2)
         squares = odd + 2 * low * count + most * low.square()
-        return (self._energy - 2 * size * products + size.square() * squares).clamp_min(0)
+        found: Tensor = self._energy - 2 * size * products + size.square() * squares
+        return found.clamp_min_(0)

@@ -58,6 +58,7 @@ class Projection:
 
     def __init__(self, subject: Subject, columns: Sequence[Format], power: int = 1) -> None:
         self.subject, self.columns, self.power = subject, columns, power
+        self._choices = _Choices(columns)
         self._scales: list[float] = []  # of every pullback since the last `take`
         self._inputs: list[Array] = []
         self._weights: list[Array] = []  # of those whose turn came
@@ -73,7 +74,7 @@ class Projection:
                 own = gradients[slot, : grad.numel()].copy_(grad.flatten())
                 _raise(own, self.power)
         self._scales.append(pullback.scale ** (self.power / 2))
-        self._inputs.append(_of_inputs(pullback, list(self._errors), self.columns, self.power))
+        self._inputs.append(self._choices.of_inputs(pullback, list(self._errors), self.power))
         if slot == TOGETHER - 1:
             self._multiply(TOGETHER)
 
@@ -82,7 +83,7 @@ class Projection:
         if rest := len(self._inputs) % TOGETHER:
             self._multiply(rest)
         each = zip(self._scales, self._weights, self._inputs, strict=True)
-        found = [scale * _columns(weights, inputs, self.columns) for scale, weights, inputs in each]
+        found = [scale * self._choices.joined(weights, inputs) for scale, weights, inputs in each]
         self._scales, self._inputs, self._weights = [], [], []
         return found
 
@@ -97,11 +98,11 @@ class Projection:
     def _errors(self) -> dict[str, Tensor]:
         """Layer → ``ΔW^power`` in float32, ``(blocks of weights, formats of weights, BLOCK)``, the last block filled
         up with zeros."""
-        found, kinds = {}, _kinds(self.columns)
+        found = {}
         for layer in self.subject.layers:
             weight = _blocks(self.subject.bank.weight(layer.name))
-            found[layer.name] = weight.new_empty(len(weight), len(kinds), BLOCK)
-            for row, kind in enumerate(kinds):
+            found[layer.name] = weight.new_empty(len(weight), len(self._choices.kinds), BLOCK)
+            for row, kind in enumerate(self._choices.kinds):
                 rounded = _blocks(self.subject.weight(layer, kind))
                 torch.sub(rounded, weight, out=found[layer.name][:, row])
             _raise(found[layer.name], self.power)
@@ -123,22 +124,22 @@ class ChannelProjection:
 
     def __init__(self, subject: Subject, columns: Sequence[Format]) -> None:
         self.subject, self.columns = subject, columns
+        self._choices = _Choices(columns)
         self._found: list[Array] = []
 
     def add(self, pullback: Pullback) -> None:
         """Take in the gradients of one probe; they may be freed afterwards."""
-        kinds = _kinds(self.columns)
         parts = []
         for layer in self.subject.layers:
-            own = np.zeros((layer.channels, len(kinds)))
+            own = np.zeros((layer.channels, len(self._choices.kinds)))
             if (grad := pullback.weights[layer.name]) is not None:
                 sums = torch.bmm(rows(layer, grad.float())[:, None], self._errors[layer.name])[:, 0]
                 own = sums.double().cpu().numpy()
             parts.append(own)
-        of_inputs = _of_inputs(pullback, list(self._errors), self.columns, power=1)
-        whole = _columns(np.stack([own.sum(0) for own in parts]), of_inputs, self.columns)
-        kind = [kinds.index(format.weight_only) for format in self.columns]
-        self._found.append(pullback.scale**0.5 * np.concatenate([whole, *(own[:, kind] for own in parts)]))
+        of_inputs = self._choices.of_inputs(pullback, list(self._errors), power=1)
+        whole = self._choices.joined(np.stack([own.sum(0) for own in parts]), of_inputs)
+        own_columns = [own[:, self._choices.kind] for own in parts]
+        self._found.append(pullback.scale**0.5 * np.concatenate([whole, *own_columns]))
 
     def take(self) -> list[Array]:
         """``(layers + channels, formats)`` of every pullback since the last time."""
@@ -151,7 +152,7 @@ class ChannelProjection:
         found = {}
         for layer in self.subject.layers:
             weight = self.subject.bank.weight(layer.name).detach().float()
-            moved = [self.subject.weight(layer, kind).detach() - weight for kind in _kinds(self.columns)]
+            moved = [self.subject.weight(layer, kind).detach() - weight for kind in self._choices.kinds]
             found[layer.name] = torch.stack([rows(layer, error) for error in moved], dim=-1)
         return found
 
@@ -161,23 +162,34 @@ def rows(layer: Layer, weight: Tensor) -> Tensor:
     return weight.movedim(layer.channel_axis, 0).flatten(1)
 
 
-def _of_inputs(pullback: Pullback, names: Sequence[str], columns: Sequence[Format], power: int) -> Array:
-    """``Σ_e (g_e Δx_e)^power``, ``(layers, activations)``, float first; all calls of a layer together."""
-    inputs = np.zeros((len(names), 1 + len(activations_of(columns))))
-    for row, name in enumerate(names):
-        for grad, read in pullback.inputs.get(name, ()):
-            if grad is not None:
-                moved = _powered(read.errors, power) @ _powered(grad.flatten().float(), power)
-                inputs[row, 1:] += moved.cpu().numpy()
-    return inputs
+class _Choices:
+    """Columns as pairs of a weight format and activations, each of which is projected once.
 
+    Attributes:
+        kinds: the formats of weights.
+        kind: of every column, its place among them.
+    """
 
-def _columns(weights: Array, inputs: Array, columns: Sequence[Format]) -> Array:
-    """``(layers, formats of weights)`` and ``(layers, activations)`` → ``(layers, columns)``."""
-    kinds, acts = _kinds(columns), [FLOAT, *activations_of(columns)]
-    kind = [kinds.index(format.weight_only) for format in columns]
-    act = [acts.index(format.act_only) for format in columns]
-    return weights[:, kind] + inputs[:, act]
+    def __init__(self, columns: Sequence[Format]) -> None:
+        acts = [FLOAT, *activations_of(columns)]
+        self.kinds = list(dict.fromkeys(format.weight_only for format in columns))
+        self.kind = [self.kinds.index(format.weight_only) for format in columns]
+        self._act = [acts.index(format.act_only) for format in columns]
+        self._acts = len(acts)
+
+    def of_inputs(self, pullback: Pullback, names: Sequence[str], power: int) -> Array:
+        """``Σ_e (g_e Δx_e)^power``, ``(layers, activations)``, float first; all calls of a layer together."""
+        inputs = np.zeros((len(names), self._acts))
+        for row, name in enumerate(names):
+            for grad, read in pullback.inputs.get(name, ()):
+                if grad is not None:
+                    moved = _powered(read.errors, power) @ _powered(grad.flatten().float(), power)
+                    inputs[row, 1:] += moved.cpu().numpy()
+        return inputs
+
+    def joined(self, weights: Array, inputs: Array) -> Array:
+        """``(layers, formats of weights)`` and ``(layers, activations)`` → ``(layers, columns)``."""
+        return weights[:, self.kind] + inputs[:, self._act]
 
 
 def _blocks(weight: Tensor) -> Tensor:
@@ -195,7 +207,3 @@ def _powered(values: Tensor, power: int) -> Tensor:
 def _raise(values: Tensor, power: int) -> None:
     if power > 1:
         values.pow_(power)
-
-
-def _kinds(columns: Sequence[Format]) -> list[Format]:
-    return list(dict.fromkeys(format.weight_only for format in columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Literal, get_args
 
@@ -166,7 +167,7 @@ class Format:
         """Whether output channels may each take a width of their own: plain integers, or a mixture of such."""
         return self.plain or self.channel_bits is not None
 
-    @property
+    @cached_property
     def weight_only(self) -> Format:
         """The same weights with float activations."""
         return replace(self, act_bits=None, act="a")
@@ -175,7 +176,7 @@ class Format:
         """The same weights with the activations of another format."""
         return replace(self, act_bits=other.act_bits, act=other.act)
 
-    @property
+    @cached_property
     def act_only(self) -> Format:
         """The same activations with float weights."""
         return Format(act_bits=self.act_bits, act=self.act)

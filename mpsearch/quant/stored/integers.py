@@ -54,7 +54,8 @@ class Integers(QuantizedWeight):
         for part in blocks(pieces):
             own = slice(start, start := start + len(part))
             steps = torch.div(part, scale[own])
-            steps += zero[own] if isinstance(zero, Tensor) else zero
+            if isinstance(zero, Tensor) or zero:
+                steps += zero[own] if isinstance(zero, Tensor) else zero
             codes[own] = steps.round_().clamp_(low, high)
 
         def shaped(values: Tensor) -> Tensor:
