@@ -21,7 +21,7 @@ from mpsearch.sensitivity import OnePass
 from mpsearch.types import Format, parse_formats
 from mpsearch.zoo import load_published, sagan
 
-PROBES, ROUNDS = 32, 11
+PROBES, ROUNDS = 32, 7
 BATCHES = (1, 4)  # of 16 inputs; a run takes 64 by default
 FOUR = parse_formats(["w2", "w4", "w6", "w8"])
 SIXTEEN = parse_formats([f"w{b}{a}" for b in (2, 3, 4, 8) for a in ("", "a4", "a6", "a8")])

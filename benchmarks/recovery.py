@@ -2,7 +2,9 @@
 
 The runs are those of ``configs/`` with 8-bit activations; a recovery learns from the float generator on inputs of its
 own (a fixed stock of images: on the calibration inputs), and every row is measured on inputs that neither it nor the
-search saw. PSNR and Fréchet distance come with 95 % bootstrap intervals; seconds are the recovery's alone.
+search saw. PSNR and Fréchet distance come with 95 % bootstrap intervals; `gap closed` is how much of what the nearest
+weights added to the distance is gone again, where that took it out of the float one's interval; seconds are the
+recovery's alone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from mpsearch import api, validation
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
 from mpsearch.run import DISTANCES, HELDBACK, Run
-from mpsearch.types import BitMap, Format, QualityReport
+from mpsearch.types import BitMap, Figure, Format, QualityReport
 
 BEST = ("nearest", "adaround", "distil")  # without training, and with
 METHODS = {"uniform w8a8": ("nearest",), "2 or 3 bits, 2.5 on average": ("nearest", "distil")}
@@ -35,6 +37,7 @@ def _family(run: Run) -> list[dict[str, str]]:
         ranged = run.subject.with_ranges(bitmap)
         every = (run.config.model.factory, label) == EVERY
         methods = ("nearest", *RECOVERERS) if every else METHODS.get(label, BEST)
+        nearest = 0.0
         for method in methods:
             start = time.perf_counter()
             bank = None
@@ -43,6 +46,7 @@ def _family(run: Run) -> list[dict[str, str]]:
             seconds = time.perf_counter() - start
             quality = _quality(run, ranged, bank)
             fd = quality.figures["fd"]
+            nearest = fd.quantized.value if bank is None else nearest
             rows.append(
                 {
                     "map": label,
@@ -51,11 +55,19 @@ def _family(run: Run) -> list[dict[str, str]]:
                     "FD": text(fd.quantized),
                     "FD of float": text(fd.float),
                     "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
+                    "gap closed": "–" if bank is None else closed(nearest, fd),
                     "s": "–" if bank is None else f"{seconds:.0f}",
                 }
             )
             print(rows[-1], flush=True)
     return rows
+
+
+def closed(nearest: float, fd: Figure) -> str:
+    """Share of the distance between ``nearest`` and float that is gone; nothing where it was within the interval."""
+    if nearest <= fd.float.high:
+        return "–"
+    return f"{100 * (nearest - fd.quantized.value) / (nearest - fd.float.value):.0f} %"
 
 
 def _maps(run: Run) -> dict[str, BitMap]:

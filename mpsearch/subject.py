@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -92,6 +92,11 @@ class Subject:
     def weight(self, layer: Layer, format: Format) -> Tensor:
         """What ``layer`` computes with in a format; its float weight where it cannot take that."""
         return self.bank.dequantized(layer.name, format if layer.allows(format.weight_only) else FLOAT)
+
+    def weights(self, layer: Layer, formats: Sequence[Format]) -> Iterator[Tensor]:
+        """:meth:`weight` in every format."""
+        self.bank.quantize(layer.name, filter(layer.allows, formats))
+        return (self.weight(layer, format) for format in formats)
 
     def grids(self, formats: Iterable[Format]) -> dict[tuple[str, Format], Grid]:
         """(layer, activations alone) → how its input is rounded, for every layer and all activations in ``formats``;

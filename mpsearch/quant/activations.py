@@ -262,7 +262,7 @@ def _fit(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
         """Of the shares of the extremes, ``(ranges, candidates)``, the best of every range, ``(ranges, 1)``."""
         lows, highs = (ends * shares).float().double()
         step, zero_point = _steps(lows, highs, bits)
-        found = errors(step, -zero_point).where((shares > 0) & (shares <= 1), torch.inf)
+        found = errors(top(bits), step, -zero_point).where((shares > 0) & (shares <= 1), torch.inf)
         return shares.gather(1, found.argmin(1, keepdim=True))
 
     shares = 1 - torch.arange(GRID, dtype=torch.float64, device=values.device) / GRID

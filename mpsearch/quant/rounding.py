@@ -12,16 +12,16 @@ from torch import Tensor
 SEARCH = 200  # a search takes as long as rounding so many values
 
 
-def rounding_errors(rows: Tensor, levels: int) -> Callable[[Tensor, Tensor | float], Tensor]:
-    """A function of steps ``s`` and lowest codes, ``(rows, grids)`` each, which gives the squared error of every row.
+def rounding_errors(rows: Tensor, levels: int) -> Callable[[int, Tensor, Tensor | float], Tensor]:
+    """A function of levels, steps ``s`` and lowest codes, ``(rows, grids)`` each, to the squared error of every row.
 
     The error on a grid is ``Σ (x − s·clamp(round(x/s), low, low + levels))²``, float32 or better, ``(rows, grids)``.
 
     Args:
         rows: ``(rows, values)``.
-        levels: codes above the lowest.
+        levels: codes above the lowest, at most.
     """
-    return Ordered(rows, levels) if searched(rows.shape[1], levels) else partial(one_by_one, rows, levels)
+    return Ordered(rows) if searched(rows.shape[1], levels) else partial(one_by_one, rows)
 
 
 def searched(values: int, levels: int) -> bool:
@@ -48,23 +48,23 @@ class Ordered:
     and of ``(2k − 1)·#above``.
     """
 
-    def __init__(self, rows: Tensor, levels: int) -> None:
+    def __init__(self, rows: Tensor) -> None:
         # numpy sorts floats some ten times faster than torch on a CPU.
         self._values = torch.from_numpy(np.sort(rows.cpu().numpy(), axis=1)).to(rows.device)
         self._energy = torch.linalg.vector_norm(self._values, dim=1, keepdim=True, dtype=torch.float64).square()
         self._sums = self._values.cumsum(1, dtype=torch.float64)  # at i: of the first i + 1
-        self._levels = torch.arange(1, levels + 1, dtype=rows.dtype, device=rows.device)
-        self._odd = torch.stack([2 * self._levels - 1, torch.ones_like(self._levels)], dim=1).double()
 
-    def __call__(self, steps: Tensor, low: Tensor | float) -> Tensor:
+    def __call__(self, levels: int, steps: Tensor, low: Tensor | float) -> Tensor:
         size, low = steps.double(), torch.as_tensor(low, dtype=torch.float64, device=steps.device).expand(steps.shape)
-        shape, most = (*steps.shape, len(self._levels)), self._values.shape[1]
-        borders = (self._levels - 0.5 + low[:, :, None].to(self._levels)) * steps[:, :, None].to(self._levels)
+        shape, most = (*steps.shape, levels), self._values.shape[1]
+        codes = torch.arange(1, levels + 1, dtype=self._values.dtype, device=self._values.device)
+        odd_one = torch.stack([2 * codes - 1, torch.ones_like(codes)], dim=1).double()
+        borders = (codes - 0.5 + low[:, :, None].to(codes)) * steps[:, :, None].to(codes)
         at = torch.searchsorted(self._values, borders.flatten(1))
         total = self._sums[:, -1:]
         below = torch.where(at > 0, self._sums.gather(1, (at - 1).clamp_min_(0)), 0.0)
-        products = (low + len(self._levels)) * total - below.view(shape).sum(2)
-        odd, count = ((most - at).double().view(shape) @ self._odd).unbind(2)
+        products = (low + levels) * total - below.view(shape).sum(2)
+        odd, count = ((most - at).double().view(shape) @ odd_one).unbind(2)
         squares = odd + 2 * low * count + most * low.square()
         found: Tensor = self._energy - 2 * size * products + size.square() * squares
         return found.clamp_min_(0)

@@ -102,9 +102,8 @@ class Projection:
         for layer in self.subject.layers:
             weight = _blocks(self.subject.bank.weight(layer.name))
             found[layer.name] = weight.new_empty(len(weight), len(self._choices.kinds), BLOCK)
-            for row, kind in enumerate(self._choices.kinds):
-                rounded = _blocks(self.subject.weight(layer, kind))
-                torch.sub(rounded, weight, out=found[layer.name][:, row])
+            for row, rounded in enumerate(self.subject.weights(layer, self._choices.kinds)):
+                torch.sub(_blocks(rounded), weight, out=found[layer.name][:, row])
             _raise(found[layer.name], self.power)
         return found
 
@@ -152,7 +151,7 @@ class ChannelProjection:
         found = {}
         for layer in self.subject.layers:
             weight = self.subject.bank.weight(layer.name).detach().float()
-            moved = [self.subject.weight(layer, kind).detach() - weight for kind in self._choices.kinds]
+            moved = [rounded.detach() - weight for rounded in self.subject.weights(layer, self._choices.kinds)]
             found[layer.name] = torch.stack([rows(layer, error) for error in moved], dim=-1)
         return found
 

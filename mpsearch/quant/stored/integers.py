@@ -39,7 +39,7 @@ class Integers(QuantizedWeight):
 
     @classmethod
     def of(cls, weight: Tensor, format: Format, axis: int) -> Self:
-        channels, bits = weight.shape[axis], format.bits or 8
+        bits = format.bits or 8
         rows = rows_of(weight, axis)
         pieces = rows.reshape(-1, format.group or rows.shape[1])
         zero: Tensor | float = HALF if bits == 1 else 0.0
@@ -47,8 +47,23 @@ class Integers(QuantizedWeight):
             scale, zero = fit_affine(pieces, bits)
             zero = zero - 2 ** (bits - 1)
         else:
-            scale = fit_signs(pieces) if bits == 1 else fit(pieces, 2 ** (bits - 1) - 1)
-        low, high = _limits(format, bits)
+            scale = fit_signs(pieces) if bits == 1 else fit(pieces, [_top(bits)])[0]
+        return cls._coded(pieces, scale, zero, weight, format, axis)
+
+    @classmethod
+    def of_widths(cls, weight: Tensor, widths: Sequence[int], axis: int) -> list[Self]:
+        """Plain symmetric integers of every width, fitted together: what is common to them is found once."""
+        rows = rows_of(weight, axis)
+        scales = fit(rows, [_top(bits) for bits in widths])
+        forms = zip(widths, scales, strict=True)
+        return [cls._coded(rows, scale, 0.0, weight, Format("int", bits), axis) for bits, scale in forms]
+
+    @classmethod
+    def _coded(
+        cls, pieces: Tensor, scale: Tensor, zero: Tensor | float, weight: Tensor, format: Format, axis: int
+    ) -> Self:
+        """``pieces``, ``(scales, weights of one)``, rounded."""
+        low, high = _limits(format, format.bits or 8)
         codes = torch.empty_like(pieces, dtype=torch.int8)
         start = 0
         for part in blocks(pieces):
@@ -59,7 +74,7 @@ class Integers(QuantizedWeight):
             codes[own] = steps.round_().clamp_(low, high)
 
         def shaped(values: Tensor) -> Tensor:
-            return values.reshape(channels, -1) if format.group else along(values, weight.shape, axis)
+            return values.reshape(weight.shape[axis], -1) if format.group else along(values, weight.shape, axis)
 
         zero = shaped(zero) if isinstance(zero, Tensor) else zero
         return cls(format, axis, weight.dtype, from_rows(codes, weight.shape, axis), shaped(scale), zero)
@@ -122,6 +137,11 @@ class Integers(QuantizedWeight):
         if format.zero:
             zero = (parts["zero"].float() - 2 ** (bits - 1)).reshape(scale.shape)
         return cls(format, axis, dtype, codes, scale, zero)
+
+
+def _top(bits: int) -> int:
+    """Largest code of symmetric integers."""
+    return int(2 ** (bits - 1) - 1)
 
 
 def _limits(format: Format, bits: int) -> tuple[int, int]:

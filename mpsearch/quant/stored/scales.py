@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -16,15 +17,20 @@ BLOCK = 1 << 18  # products of weights and candidate scales at a time; larger on
 LEAST = 1e-12  # scale of a row of zeros that has no code for zero
 
 
-def fit(rows: Tensor, top: int) -> Tensor:
-    """``(rows, n)`` → ``(rows, 1)`` scales of least squared error for codes ``−top … top``.
+def fit(rows: Tensor, tops: Sequence[int]) -> list[Tensor]:
+    """``(rows, n)`` → ``(rows, 1)`` scales of least squared error for codes ``−top … top``, for each of ``tops``.
 
     The scale of a row minimises ``‖w − s·round(w/s)‖²`` over a geometric grid of clipping points up to the largest
     magnitude, ever finer, then by least squares for the codes found, ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed
     ``max|w| / top``, so the outermost level is always used and quantizing twice changes nothing.
     """
-    together = 1 if searched(rows.shape[1], top) else CANDIDATES[0]
-    return torch.cat([_fit(part, top) for part in blocks(rows, together)])
+    found: dict[int, Tensor] = {}
+    for in_order, copies in ((True, 1), (False, CANDIDATES[0])):
+        same = [top for top in tops if searched(rows.shape[1], top) == in_order]
+        if same:
+            parts = zip(*(_fit(part, same) for part in blocks(rows, copies)), strict=True)
+            found |= {top: torch.cat(scales) for top, scales in zip(same, parts, strict=True)}
+    return [found[top] for top in tops]
 
 
 def fit_signs(rows: Tensor) -> Tensor:
@@ -46,10 +52,14 @@ def blocks(rows: Tensor, copies: int = CANDIDATES[0]) -> tuple[Tensor, ...]:
     return torch.split(rows, max(1, BLOCK // (copies * rows.shape[1])))
 
 
-def _fit(rows: Tensor, top: int) -> Tensor:
+def _fit(rows: Tensor, tops: Sequence[int]) -> list[Tensor]:
     magnitudes = rows.abs()
     peak = magnitudes.amax(1, keepdim=True)
-    errors = rounding_errors(magnitudes, top)
+    errors = rounding_errors(magnitudes, max(tops))
+    return [_scale(rows, peak, partial(errors, top), top) for top in tops]
+
+
+def _scale(rows: Tensor, peak: Tensor, errors: Callable[[Tensor, float], Tensor], top: int) -> Tensor:
     largest = torch.where(peak > 0, peak / top, 1.0)
     first, *later = _shares(top, rows.device)
     scales = largest * first
@@ -89,11 +99,12 @@ def _fit_affine(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     coarse = torch.linspace(1, 1 / count, count, device=rows.device)
     fine = torch.linspace(1 + 1 / count, 1 - 1 / count, 2 * count, device=rows.device)
     keep = torch.ones_like(fine)
-    errors = rounding_errors(rows, 2**bits - 1)
+    levels = 2**bits - 1
+    errors = rounding_errors(rows, levels)
     for shares in (torch.stack([coarse, coarse]), torch.stack([fine, keep]), torch.stack([keep, fine])):
         tried = torch.cat([ends, ends * shares[:, None]], 2)
         scale, zero = _grid(tried, bits)
-        best = errors(scale, -zero).argmin(1, keepdim=True)
+        best = errors(levels, scale, -zero).argmin(1, keepdim=True)
         ends = tried.gather(2, best.expand(2, -1, -1))
     return _grid(ends, bits)
 
