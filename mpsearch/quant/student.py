@@ -253,7 +253,9 @@ def _ordered(ends: Tensor) -> Tensor:
 
 def _times_steps(codes: Tensor, stored: Integers) -> Tensor:
     """What the codes stand for."""
-    return (codes - stored.offset) * stored.spread(stored.scale)
+    if isinstance(stored.zero, Tensor) or stored.zero:
+        codes = codes - stored.offset
+    return codes * stored.spread(stored.scale)
 
 
 def _plain(model: nn.Module) -> dict[str, Tensor]:

@@ -120,6 +120,7 @@ class Training:
         for group, own in zip(optimizer.param_groups, student.groups(self.rate), strict=True):
             group["lr"] = own["lr"] * slower
         optimizer.step()
+        optimizer.zero_grad()  # as large as the weights, and in the way of the next forward pass
         return all(bool(parameter.isfinite().all()) for parameter in student.parameters)
 
 
