@@ -10,7 +10,7 @@ import torch
 
 from mpsearch import UsageError
 from mpsearch.quant import quantize_weight
-from mpsearch.quant.stored import FORMS, form_of
+from mpsearch.quant.stored import FORMS, Integers, form_of
 from mpsearch.types import Format
 from mpsearch.types.storage import metadata_bytes, parts, unfit
 
@@ -91,6 +91,16 @@ def test_what_takes_more_bytes_is_closer(shape):
     assert error("p4", value) < error("p3", value) < error("p2", value)
     assert error("w3z", value) < error("w2z", value) < error("w1z", value)
     assert error("bf16", value) < error("fp8", value) < error("w4", value)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 3000), 0), ((6, 5, 3, 3), 1), ((1, 4, 2, 3, 3), 1)])
+def test_widths_that_are_fitted_together_are_those_fitted_alone(shape, axis):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    widths = (8, 2, 5, 3)
+    for bits, form in zip(widths, Integers.of_widths(weight, widths, axis), strict=True):
+        alone = quantize_weight(weight, Format("int", bits), axis)
+        assert form.format == alone.format
+        assert all(torch.equal(form.packed()[part], own) for part, own in alone.packed().items())
 
 
 def test_zero_points_help_where_weights_lie_on_one_side():
