@@ -92,7 +92,7 @@ def test_adaround_takes_one_of_the_two_codes_around_every_weight(mixed, snapshot
     assert error(model, MAP, unseen, bank) < 0.8 * error(model, MAP, unseen)
     nearest = WeightBank(model)
     moved = 0
-    for name in ("up.weight", "hidden.weight", "last.weight"):
+    for name in MAP:
         format = mpsearch.Format.parse(MAP[name])
         own, other = bank.quantized(name, format), nearest.quantized(name, format)
         assert torch.equal(own.scale, other.scale)
@@ -100,10 +100,18 @@ def test_adaround_takes_one_of_the_two_codes_around_every_weight(mixed, snapshot
         assert (own.codes - exact).abs().max() <= 1 + 1e-4
         moved += (own.codes != other.codes).sum().item()
     assert moved > 20
-    assert torch.equal(
-        bank.quantized("first.weight", mpsearch.Format.parse("w3")).codes,
-        nearest.quantized("first.weight", mpsearch.Format.parse("w3")).codes,
-    ), "tied layers keep their codes"
+
+
+def test_a_layer_that_two_modules_share_is_rounded_for_both():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    model[2].weight = model[0].weight
+    inputs = [torch.randn(64, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(9)]
+    *batches, unseen = [(batch,) for batch in inputs]
+    bank = mpsearch.recover(model, {"0.weight": "w2"}, batches, "adaround")
+    with mpsearch.quantized(model, {"0.weight": "w2"}, bank=bank) as small:
+        assert torch.equal(small[0].weight, small[2].weight)
+    assert error(model, {"0.weight": "w2"}, [unseen], bank) < 0.95 * error(model, {"0.weight": "w2"}, [unseen])
 
 
 def test_bias_correction_brings_the_means_back():

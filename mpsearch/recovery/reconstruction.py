@@ -30,12 +30,12 @@ CHECKS = 4  # batches at most that tell whether a part has helped
 class Reconstruction:
     """Learned rounding (Nagel et al., ICML 2020), a part of the generator after the other.
 
-    A part reads what the parts before it give with their new weights, and is to give what it gives in the float
-    generator. What an error of its output does to the images decides how much it counts: the square of the gradient
-    of the images, in random directions, is that to second order (BRECQ, Li et al., ICLR 2021). A weight lies between
-    two codes; how far it goes to the upper one is learnt, and pushed to 0 or 1. Scales stay. A part whose new weights
-    do not bring the images of a few batches, kept back from what it learns from, closer to the float ones stays as it
-    was.
+    A part is a module, and what else reads its weights. It reads what the parts before it give with their new weights,
+    and is to give what it gives in the float generator. What an error of its output does to the images decides how much
+    it counts: the square of the gradient of the images, in random directions, is that to second order (BRECQ, Li et
+    al., ICLR 2021). A weight lies between two codes; how far it goes to the upper one is learnt, and pushed to 0 or 1.
+    Scales stay. A part whose new weights do not bring the images of a few batches, kept back from what it learns from,
+    closer to the float ones stays as it was.
 
     Attributes:
         steps: of Adam, a part.
@@ -89,26 +89,27 @@ class Reconstruction:
         self, trial: Trial, now: Recovered, path: str, layers: Sequence[str], learning: Calibration
     ) -> dict[str, QuantizedWeight]:
         """New weights of the layers of one part; none where it returns no single tensor."""
-        bank, module = trial.with_found(now), trial.model.get_submodule(path)
-        lessons = self._lessons(trial, now, module, learning)
+        bank = trial.with_found(now)
+        lessons = self._lessons(trial, now, _modules(trial, path, layers), learning)
         if not lessons:
             return {}
         roundings = {}
         for layer in layers:
             stored = bank.quantized(layer, trial.bitmap[layer])
             assert isinstance(stored, Integers)
-            roundings[bank.site(layer).places[0]] = Rounding(stored, bank.weight(layer))
+            roundings[layer] = Rounding(stored, bank.weight(layer))
         free = [own.free for own in roundings.values()]
         size = sum(own.numel() for own in free)
         optimizer = torch.optim.Adam(free, lr=self.rate, fused=True)
-        with applied(trial.model, trial.bitmap, bank), evaluating(module):
+        with applied(trial.model, trial.bitmap, bank), evaluating(trial.model):
             with torch.no_grad():
                 some = lessons[:: -(-len(lessons) // 16)]
-                unit = 1 / (sum(lesson.error(module).item() for lesson in some) / len(some) or 1.0)
+                unit = 1 / (sum(lesson.error().item() for lesson in some) / len(some) or 1.0)
             for step, at in enumerate(order(len(lessons), self.steps, self.seed)):
-                shares = {place: own.share() for place, own in roundings.items()}
-                with substituted(trial.model, {place: own.weight(shares[place]) for place, own in roundings.items()}):
-                    loss = lessons[at].error(module) * unit
+                shares = {layer: own.share() for layer, own in roundings.items()}
+                weights = {layer: own.weight(shares[layer]) for layer, own in roundings.items()}
+                with substituted(trial.model, {p: own for n, own in weights.items() for p in bank.site(n).places}):
+                    loss = lessons[at].error() * unit
                 if (done := step / self.steps) >= WARM:
                     power = SOFT + (SHARP - SOFT) * (done - WARM) / (1 - WARM)
                     loss = loss + self.strength / size * sum(undecided(share, power) for share in shares.values())
@@ -118,59 +119,76 @@ class Reconstruction:
         if not all(bool(own.isfinite().all()) for own in free):
             warnings.warn(f"{self._name} diverged in {path or 'the generator'}, which stays as it was", stacklevel=2)
             return {}
-        return {layer: own.decided() for layer, own in zip(layers, roundings.values(), strict=True)}
+        return {layer: own.decided() for layer, own in roundings.items()}
 
-    def _lessons(self, trial: Trial, now: Recovered, module: nn.Module, learning: Calibration) -> list[Lesson]:
-        """What a part is to give and for what, as many batches of it as may be kept."""
+    def _lessons(
+        self, trial: Trial, now: Recovered, modules: Sequence[nn.Module], learning: Calibration
+    ) -> list[Lesson]:
+        """What modules are to give and for what, as many batches of it as may be kept; none where nothing counts."""
         generator = torch.Generator().manual_seed(self.seed)
         found: list[Lesson] = []
-        values = 0
         for batch in range(len(learning)):
-            if found and values >= VALUES:
+            if found and sum(lesson.target.numel() for lesson in found) >= VALUES:
                 break
-            seed, args = learning.run(batch)
-            with trial.teacher():
-                images, targets = with_outputs(trial.model, module, args, seed)
-                weights = _importance(images, targets, self.probes, generator)
-            with applied(trial.model, trial.bitmap, trial.with_found(now)):
-                calls = calls_of(trial.model, module, args, seed, len(targets))
-            for lesson in map(Lesson, calls, [target.detach().float() for target in targets], weights):
-                values += lesson.target.numel()
-                found += lesson.cut(len(images), module)
-        whole = sum(lesson.weight.sum().item() for lesson in found) / max(values, 1)
-        return [lesson._replace(weight=lesson.weight / whole) for lesson in found] if whole > 0 else []
+            for module in modules:
+                found += self._calls(trial, now, module, learning, batch, generator)
+        whole = sum(lesson.weight.sum().item() for lesson in found)
+        unit = whole / max(sum(lesson.target.numel() for lesson in found), 1)
+        return [lesson._replace(weight=lesson.weight / unit) for lesson in found] if whole > 0 else []
+
+    def _calls(
+        self,
+        trial: Trial,
+        now: Recovered,
+        module: nn.Module,
+        learning: Calibration,
+        batch: int,
+        generator: torch.Generator,
+    ) -> list[Lesson]:
+        seed, args = learning.run(batch)
+        with trial.teacher():
+            images, targets = with_outputs(trial.model, module, args, seed)
+            weights = _importance(images, targets, self.probes, generator)
+        with applied(trial.model, trial.bitmap, trial.with_found(now)):
+            calls = calls_of(trial.model, module, args, seed, len(targets))
+        own = zip(calls, targets, weights, strict=True)
+        lessons = [Lesson(module, call, target.detach().float(), weight) for call, target, weight in own]
+        return [part for lesson in lessons for part in lesson.cut(len(images))]
+
+
+def _modules(trial: Trial, path: str, layers: Sequence[str]) -> list[nn.Module]:
+    """The module of a part, and others that read its weights."""
+    places = [own for layer in layers for own in trial.bank.site(layer).places]
+    others = [own.rpartition(".")[0] for own in places if path and not own.startswith(f"{path}.")]
+    return list(dict.fromkeys(trial.model.get_submodule(own) for own in (path, *others)))
 
 
 def roundable(trial: Trial) -> dict[str, str]:
-    """Layer → its place, of the layers of integers that one module owns."""
-    places = {name: trial.bank.site(name).places for name, f in trial.bitmap.items() if f.kind == "int" and not f.rank}
-    return {name: own[0] for name, own in places.items() if len(own) == 1}
+    """Layer → its place, the first of several, of the layers of integers."""
+    return {name: trial.bank.site(name).places[0] for name, f in trial.bitmap.items() if f.kind == "int" and not f.rank}
 
 
 class Lesson(NamedTuple):
-    """A call of a part, what it is to give, and how much an error counts there."""
+    """A call of a module, what it is to give, and how much an error counts there."""
 
+    module: nn.Module
     call: Call
     target: Tensor
     weight: Tensor
 
-    def error(self, module: nn.Module) -> Tensor:
-        output = first_tensor(self.call.again(module))
+    def error(self) -> Tensor:
+        output = first_tensor(self.call.again(self.module))
         assert output is not None
         return ((output.float() - self.target).square() * self.weight).mean()
 
-    def cut(self, samples: int, module: nn.Module) -> list[Lesson]:
+    def cut(self, samples: int) -> list[Lesson]:
         parts = min(-(-self.target.numel() // STEP), samples)
-        if parts == 1 or len(self.target) != samples or self.call.draws(module):
+        if parts == 1 or len(self.target) != samples or self.call.draws(self.module):
             return [self]
-        return list(
-            map(
-                Lesson,
-                self.call.cut(samples, parts),
-                self.target.tensor_split(parts),
-                self.weight.tensor_split(parts),
-            )
+        pieces = zip(
+            self.call.cut(samples, parts), self.target.tensor_split(parts), self.weight.tensor_split(parts), strict=True
         )
+        return [Lesson(self.module, *piece) for piece in pieces]
 
 
 class Rounding:
