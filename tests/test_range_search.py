@@ -65,6 +65,19 @@ def test_every_scale_is_one_of_the_candidates_of_its_channel():
     assert (peak > nearest.scale).all()
 
 
+@pytest.mark.parametrize("text", ["w1", "w2z", "w3", "w3g36", "w2zg36", "w[2*4,3*8]"])
+def test_integers_of_every_kind_are_searched(text):
+    model, batches = loud()
+    bitmap, format = {"2.weight": text}, mpsearch.Format.parse(text)
+    bank = mpsearch.recover(model, bitmap, batches[:6], "scales")
+    stored = bank.quantized("2.weight", format)
+    assert not torch.equal(stored.scale, WeightBank(model).quantized("2.weight", format).scale)
+    assert error(model, bitmap, batches[6:], bank) < error(model, bitmap, batches[6:])
+    packed = stored.packed()
+    back = type(stored).unpacked(packed, format, model[2].weight.shape, 0, torch.float32)
+    assert torch.equal(back.dequantized(), stored.dequantized())
+
+
 def test_a_range_that_is_far_too_wide_is_narrowed():
     model, batches = loud()
     fitted = mpsearch.quant.with_ranges(model, mpsearch.BitMap({"2.weight": "w8a4"}), batches, WeightBank(model))

@@ -24,7 +24,7 @@ TEXTS = (
     *(f"w{bits}" for bits in range(1, 9)),
     *(f"w{bits}z" for bits in range(1, 9)),
     *("w4g4", "w3zg12", "w2g9r2", "w1g4", "w4r1", "w2zr2", "w8zg4r3"),
-    *("ternary", "fp16", "bf16", "fp8", "p1", "p4", "p8", "k1x3", "k4x3", "k12x3"),
+    *("ternary", "twn", "fp16", "bf16", "fp8", "p1", "p4", "p8", "k1x3", "k4x3", "k12x3"),
 )
 
 
@@ -138,12 +138,16 @@ def test_ternary_levels_are_the_best_there_are():
     assert error("ternary", value) == pytest.approx(best, rel=1e-5)
 
 
-def test_ternary_is_closer_than_the_threshold_of_ternary_weight_networks():
+def test_the_threshold_of_ternary_weight_networks_stores_less_and_errs_more():
     value = weight((8, 64))
     threshold = 0.7 * value.abs().mean(1, keepdim=True)
     kept = value.abs() > threshold
     level = (value.abs() * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True)
-    assert error("ternary", value) <= (level * kept * value.sign() - value).double().square().sum().item()
+    twn, ternary = Format.parse("twn"), Format.parse("ternary")
+    torch.testing.assert_close(quantize_weight(value, twn, 0).dequantized(), level * kept * value.sign())
+    assert error("ternary", value) < error("twn", value)
+    sizes = [sum(parts(format, value.shape, 0).values()) for format in (ternary, twn)]
+    assert sizes[0] - sizes[1] == 4 * 8
 
 
 @pytest.mark.parametrize(

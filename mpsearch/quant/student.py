@@ -253,7 +253,7 @@ def _ordered(ends: Tensor) -> Tensor:
 
 def _times_steps(codes: Tensor, stored: Integers) -> Tensor:
     """What the codes stand for."""
-    if isinstance(stored.zero, Tensor) or stored.zero:
+    if stored.shifted:
         codes = codes - stored.offset
     return codes * stored.spread(stored.scale)
 

@@ -18,6 +18,7 @@ from mpsearch.recovery.trial import Trial
 from mpsearch.types import BitMap, Range
 
 Rule = Literal["output", "pearson", "mse", "percentile", "minmax"]
+AROUND = (0.8, 0.9, 1.1, 1.2)  # times the grid of least squared error of the weights
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the largest weight
 WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25)  # of the range at hand
 TAILS = (1e-3, 1e-4)  # shares of values beyond a percentile
@@ -29,10 +30,11 @@ FEW = 1 << 16  # values that a percentile is taken of
 class RangeSearch:
     """Scales and ranges chosen among many, a layer after the other, each for what it reads under the map so far.
 
-    A scale is that of an output channel: the largest weight, two percentiles, that of least squared error of the
-    weights, and a grid between. A range is that of a tensor: its extremes, percentiles, and multiples of the one at
-    hand, chosen for the squared error of what the layer gives. A layer that does not bring the images closer to the
-    float ones stays as it was. Layers of integers with one scale a channel take part.
+    A scale is that of an output channel, or of a group of its weights: the largest weight, two percentiles, that of
+    least squared error of the weights, and some between and around; with a zero point it is both ends that move. A
+    range is that of a tensor: its extremes, percentiles, and multiples of the one at hand, chosen for the squared error
+    of what the layer gives. A layer that does not bring the images closer to the float ones stays as it was. Layers of
+    integers take part, whatever their scales and zero points.
 
     Attributes:
         rule: by which a channel chooses. ``output``: the squared error of what it gives (output-aware). ``pearson``:
@@ -67,10 +69,8 @@ class RangeSearch:
         """What to try: the layer with another scale a channel, with another range, with both."""
         bank, format = trial.with_found(now), trial.bitmap[layer]
         stored, module = bank.quantized(layer, format), trial.model.get_submodule(_path(place))
-        plain = isinstance(stored, Integers) and format.group is None and not format.zero and format.bits != 1
-        if not plain or input_axis(module) is None:
+        if not isinstance(stored, Integers) or input_axis(module) is None:
             return []
-        assert isinstance(stored, Integers)
         open_map = BitMap({**trial.bitmap, layer: format.weight_only}, trial.bitmap.ranges)
         calls: list[Call] = []
         with applied(trial.model, open_map, bank):
@@ -105,30 +105,34 @@ class RangeSearch:
         outputs: Callable[[Tensor], list[Tensor]],
     ) -> Integers:
         """The layer with the scale of every channel that the rule prefers."""
-        low, high = stored.limits
-        over = [dim for dim in range(weight.ndim) if dim != stored.axis]
-        size = weight.detach().float().abs()
-        peak = size.amax(over, keepdim=True).clamp_min(1e-12)
-        flat = size.movedim(stored.axis, 0).flatten(1)
-        tails = [torch.quantile(flat, 1 - tail, dim=1).reshape(peak.shape) for tail in TAILS]
-        known = {"mse": [stored.scale], "minmax": [peak / high], "percentile": [tail / high for tail in tails]}
-        candidates = known.get(self.rule) or [
-            *(scale for scales in known.values() for scale in scales),
-            *(peak * share / high for share in SHARES),
-        ]
-        scores, made = [], []
-        for scale in candidates:
-            scale = scale.clamp_min(1e-12)
-            codes = (weight.detach().float() / scale).round().clamp(low, high).to(torch.int8)
-            made.append(replace(stored, codes=codes, scale=scale))
-            given = outputs(made[-1].dequantized())
-            scores.append(_score(self.rule, given, targets, input_axis(module) or 0, len(flat)))
-        at = torch.stack(scores).argmin(0).reshape(peak.shape)
-        best = made[0]
-        for number, other in enumerate(made):
-            codes = torch.where(at == number, other.codes, best.codes)
-            best = replace(best, codes=codes, scale=torch.where(at == number, other.scale, best.scale))
+        made = _candidates(stored, weight, self.rule)
+        axis, channels = input_axis(module) or 0, weight.shape[stored.axis]
+        scores = [_score(self.rule, outputs(form.dequantized()), targets, axis, channels) for form in made]
+        chosen, best = torch.stack(scores).argmin(0), made[0]
+        for number, form in enumerate(made):
+            best = best.with_channels(chosen == number, form)
         return best
+
+
+def _candidates(stored: Integers, weight: Tensor, rule: Rule) -> list[Integers]:
+    """A layer on the grids that a rule may choose among."""
+    pieces = stored.pieces(weight)
+    low, high = _tails(pieces, 0.0)
+    shares = [(low * share, high * share) for share in SHARES]
+    tails = [_tails(pieces if stored.format.zero else pieces.abs(), tail) for tail in TAILS]
+    known = {"mse": [], "minmax": shares[:1], "percentile": tails}
+    near = [(stored.ends[0] * times, stored.ends[1] * times) for times in AROUND]
+    ends = known.get(rule, [*tails, *shares, *near])
+    made = [stored.between(weight, *pair) for pair in ends]
+    return [*made, stored] if rule in ("mse", "output", "pearson") else made
+
+
+def _tails(pieces: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """What all but this share of the values lie under, and what all but this share lie above; zero between them."""
+    last = pieces.shape[1]
+    most = min(max(round((1 - share) * last), 1), last)
+    low, high = (pieces.kthvalue(k, 1, keepdim=True).values for k in (last + 1 - most, most))
+    return low.clamp_max(0), high.clamp_min(0)
 
 
 def _ranged(grid: InputGrid, calls: Sequence[Call], gap: Callable[[InputGrid], float]) -> tuple[Range, ...]:

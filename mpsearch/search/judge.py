@@ -58,7 +58,7 @@ def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answ
     """(the exact answer of the additive model, the best of all, what is reported beside it)."""
     check_feasible(problem)
     exact = Ilp()(problem)
-    baselines = _baselines(problem) | _integers(problem, solvers)
+    baselines = _baselines(replace(problem, starts=(exact.choice,))) | _integers(problem, solvers)
     uniform = filter(problem.feasible, uniform_choices(problem))
     starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
     searched: list[Answer] = []

@@ -16,7 +16,10 @@ PLAIN = 3.0  # times the damage; one bit fewer has four times or more
 
 @dataclass(frozen=True)
 class Uniform:
-    """The best feasible uniform map: by true error where it can be measured, by the table otherwise."""
+    """The best feasible uniform map: by true error where it can be measured, by the table otherwise.
+
+    The starting points of the problem are rivals: beside a better one, a map without hope is given up early.
+    """
 
     def __call__(self, problem: Problem) -> Answer:
         check_feasible(problem)
@@ -26,10 +29,12 @@ class Uniform:
         best = maps[0]
         if problem.evaluate is not None:
             least = problem.measured(best)
+            rivals = [problem.measured(start) for start in problem.starts]
             for choice in maps[1:]:
                 if _plainly_worse(problem, choice, best, least.value):
                     continue
-                found = problem.measured(choice, least)  # on a part of the samples where that is plainly enough
+                rival = min([*rivals, least], key=lambda known: known.value)
+                found = problem.measured(choice, rival)  # on a part of the samples where that is plainly enough
                 if found.n == least.n and found.value < least.value:
                     best, least = choice, found
         return Answer("uniform", best, "feasible")

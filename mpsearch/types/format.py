@@ -11,11 +11,17 @@ from typing import Literal, get_args
 
 from mpsearch.errors import UsageError
 
-Kind = Literal["float", "fp16", "bf16", "fp8", "ternary", "int", "palette", "kernels"]
+Kind = Literal["float", "fp16", "bf16", "fp8", "ternary", "twn", "int", "palette", "kernels"]
 Activation = Literal["a", "d", "m"]
 FLOAT_BITS = 32
 TRIT_BITS = 1.6  # five of them a byte
-FIXED: Mapping[str, float] = {"fp16": 16, "bf16": 16, "fp8": 8, "ternary": TRIT_BITS}  # stored bits of a weight
+FIXED: Mapping[str, float] = {
+    "fp16": 16,
+    "bf16": 16,
+    "fp8": 8,
+    "ternary": TRIT_BITS,
+    "twn": TRIT_BITS,
+}  # stored bits of a weight
 LOOKED_UP_BITS = 16  # width of the numbers in a codebook, and of low-rank factors
 _RUN = r"[2-8](?:\*\d{1,6})?"
 _GRAMMAR = re.compile(
@@ -40,6 +46,7 @@ class Format:
     ``w4r8``               integers, and what they leave over as a product of two factors of rank 8
     ``w[2*30,4,8*33]``     integers, one width an output channel
     ``ternary``            −a, 0 and b, both of every output channel's own, five weights a byte
+    ``twn``                −a, 0 and a by the threshold of Ternary Weight Networks, five weights a byte
     ``p4``                 indices into a codebook of 16 values for the layer, one scale an output channel
     ``k8x3``               indices into a codebook of 256 kernels of 3×3 for the layer, one scale an output channel
     ``fp8``                E4M3, one scale an output channel
@@ -94,7 +101,7 @@ class Format:
         if match is None:
             raise UsageError(
                 f"unknown format {text!r}: use w1 … w8 (w4z with zero points, w4g32 in groups, w4r8 with factors of "
-                "rank 8), ternary, p1 … p8, k8x3, fp8, bf16, fp16 or float, then a8, a6, a4 or nothing (w4a8); "
+                "rank 8), ternary, twn, p1 … p8, k8x3, fp8, bf16, fp16 or float, then a8, a6, a4 or nothing (w4a8); "
                 "d8 or m8 for ranges of every channel, found as it runs"
             )
         act: Activation = next((kind for kind in get_args(Activation) if kind == match["letter"]), "a")

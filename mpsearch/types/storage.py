@@ -11,6 +11,7 @@ from mpsearch.types.format import Format
 SCALE_BYTES = 4  # float32
 VALUE_BYTES = 2  # float16, of codebooks and factors
 TRITS = 5  # a byte holds so many: 3^5 = 243
+LEVELS: Mapping[str, int] = {"ternary": 2, "twn": 1}  # beside zero, each stored
 
 
 def unfit(format: Format, shape: Sequence[int], axis: int) -> str:
@@ -37,8 +38,8 @@ def parts(format: Format, shape: Sequence[int], axis: int) -> Mapping[str, int]:
         return {"codes": 2 * numel}
     if format.kind == "fp8":
         return {"codes": numel, **scale}
-    if format.kind == "ternary":
-        return {"codes": -(-numel // TRITS), "scale": 2 * SCALE_BYTES * channels}
+    if format.kind in LEVELS:
+        return {"codes": -(-numel // TRITS), "scale": LEVELS[format.kind] * SCALE_BYTES * channels}
     if format.kind == "palette":
         return {"codes": _bytes(numel, format.bits or 0), **scale, "values": VALUE_BYTES << (format.bits or 0)}
     if format.kind == "kernels":

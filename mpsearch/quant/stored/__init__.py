@@ -18,6 +18,7 @@ FORMS: Mapping[str, type[QuantizedWeight]] = {
     "int": Integers,
     "low-rank": LowRank,
     "ternary": Ternary,
+    "twn": Ternary,
     "palette": Codebook,
     "kernels": Codebook,
     "fp8": Eights,

@@ -14,12 +14,12 @@ from mpsearch.errors import ArtifactError
 from mpsearch.quant.stored import huffman
 from mpsearch.quant.stored.packing import pack_unsigned, unpack_unsigned
 from mpsearch.types import Format
-from mpsearch.types.storage import TRITS, parts
+from mpsearch.types.storage import LEVELS, TRITS, parts
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
-CODABLE = ("int", "ternary", "palette", "kernels")  # kinds of formats; short floats stay as they are
+CODABLE = ("int", "ternary", "twn", "palette", "kernels")  # kinds of formats; short floats stay as they are
 FREE = 3**TRITS  # the first byte that no five trits make
 ZEROS = FREE // 2  # five zeros
 
@@ -50,7 +50,7 @@ def decoded(stream: Bytes, format: Format, shape: Sequence[int], axis: int) -> B
     found = []
     for bits, size in _pieces(format, shape, axis):
         symbols, used = huffman.read(stream, _width(bits))
-        found.append(_with_runs(symbols, size) if format.kind == "ternary" else _repacked(symbols, bits, size))
+        found.append(_with_runs(symbols, size) if format.kind in LEVELS else _repacked(symbols, bits, size))
         stream = stream[used:]
     if len(stream):
         raise ArtifactError(f"{len(stream)} bytes follow the last codeword")
@@ -71,7 +71,7 @@ def _streams(codes: Bytes, format: Format, shape: Sequence[int], axis: int) -> I
     for bits, size in _pieces(format, shape, axis):
         piece, width = codes[start : start + size], _width(bits)
         start += size
-        if format.kind == "ternary":
+        if format.kind in LEVELS:
             piece = _without_runs(piece)
         yield piece if width == 8 else unpack_unsigned(piece, width, -(-8 * size // width)), width
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mpsearch.quant.stored.form import Parts, QuantizedWeight, along, from_rows, rows_of
 from mpsearch.quant.stored.packing import pack, pack_unsigned, unpack, unpack_unsigned
-from mpsearch.quant.stored.scales import blocks, fit, fit_affine, fit_signs
+from mpsearch.quant.stored.scales import LEAST, affine_grid, blocks, fit, fit_affine, fit_signs
 from mpsearch.types import Format
 
 HALF = -0.5  # zero point of a single bit, which has no code for zero: the levels are −s/2 and s/2
@@ -72,12 +73,44 @@ class Integers(QuantizedWeight):
             if isinstance(zero, Tensor) or zero:
                 steps += zero[own] if isinstance(zero, Tensor) else zero
             codes[own] = steps.round_().clamp_(low, high)
+        scale = _shaped(scale, format, weight.shape, axis)
+        zero = _shaped(zero, format, weight.shape, axis) if isinstance(zero, Tensor) else zero
+        return cls(format, axis, weight.dtype, from_rows(codes, weight.shape, axis), scale, zero)
 
-        def shaped(values: Tensor) -> Tensor:
-            return values.reshape(weight.shape[axis], -1) if format.group else along(values, weight.shape, axis)
+    def pieces(self, weight: Tensor) -> Tensor:
+        """``(scales, weights that share one)``, float32."""
+        rows = rows_of(weight, self.axis)
+        return rows.reshape(-1, self.format.group or rows.shape[1])
 
-        zero = shaped(zero) if isinstance(zero, Tensor) else zero
-        return cls(format, axis, weight.dtype, from_rows(codes, weight.shape, axis), shaped(scale), zero)
+    def between(self, weight: Tensor, low: Tensor, high: Tensor) -> Self:
+        """``weight`` rounded on grids from ``low`` to ``high``, ``(scales, 1)`` each, no end beyond zero.
+
+        Grids without a zero point reach as far on both sides.
+        """
+        shaped = partial(_shaped, format=self.format, shape=self.codes.shape, axis=self.axis)
+        if isinstance(self.zero, Tensor):
+            bits = self.format.bits or 8
+            scale, zero = affine_grid((low, high), bits)
+            moved = replace(self, scale=shaped(scale), zero=shaped(zero - 2 ** (bits - 1)))
+        else:
+            reach = self.limits[1] - self.zero  # of the highest code, in steps
+            reach = reach.flatten().repeat_interleave(len(low) // self.codes.shape[self.axis])[:, None]
+            moved = replace(self, scale=shaped((torch.maximum(-low, high) / reach).clamp_min(LEAST)))
+        steps = weight.detach().float() / moved.spread(moved.scale) + moved.offset
+        return replace(moved, codes=steps.round().clamp(*self.limits).to(torch.int8))
+
+    def with_channels(self, chosen: Tensor, other: Self) -> Self:
+        """The output channels ``chosen``, ``(channels,)`` bool, of another weight of this format."""
+
+        def of(theirs: Tensor, ours: Tensor, axis: int) -> Tensor:
+            return torch.where(along(chosen, ours.shape, axis), theirs, ours)
+
+        axis = 0 if self.format.group else self.axis  # of the channels of scales
+        zero = self.zero
+        if isinstance(zero, Tensor) and isinstance(other.zero, Tensor):
+            zero = of(other.zero, zero, axis)
+        codes, scale = of(other.codes, self.codes, self.axis), of(other.scale, self.scale, axis)
+        return replace(self, codes=codes, scale=scale, zero=zero)
 
     def spread(self, values: Tensor) -> Tensor:
         """Values shaped as ``scale``, so that they broadcast over ``codes``; differentiable."""
@@ -85,6 +118,11 @@ class Integers(QuantizedWeight):
             return values
         shape = self.codes.movedim(self.axis, 0).shape
         return values.repeat_interleave(self.format.group, dim=1).reshape(shape).movedim(0, self.axis)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether code 0 stands for something else than zero."""
+        return isinstance(self.zero, Tensor) or self.zero != 0
 
     @property
     def offset(self) -> Tensor | float:
@@ -97,6 +135,13 @@ class Integers(QuantizedWeight):
         return torch.where(exact.clamp(*self.limits).round() == self.codes, exact, self.codes.float())
 
     @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """What the lowest and the highest code stand for, ``(scales, 1)`` each."""
+        codes = (end.flatten()[:, None] if self.format.group else end for end in self.limits)
+        low, high = ((self.scale * (code - self.zero)).reshape(-1, 1) for code in codes)
+        return low, high
+
+    @property
     def limits(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest code, float32, one a channel, broadcasting over ``codes``."""
         widths = self.format.channel_bits or (self.format.bits or 8,) * self.codes.shape[self.axis]
@@ -106,7 +151,7 @@ class Integers(QuantizedWeight):
 
     def dequantized(self) -> Tensor:
         steps, scale = self.codes.float(), self.spread(self.scale)
-        if isinstance(self.zero, Tensor) or self.zero:
+        if self.shifted:
             steps -= self.offset
         return (steps * scale if scale.requires_grad else steps.mul_(scale)).to(self.dtype)
 
@@ -137,6 +182,11 @@ class Integers(QuantizedWeight):
         if format.zero:
             zero = (parts["zero"].float() - 2 ** (bits - 1)).reshape(scale.shape)
         return cls(format, axis, dtype, codes, scale, zero)
+
+
+def _shaped(values: Tensor, format: Format, shape: Sequence[int], axis: int) -> Tensor:
+    """One value a scale, shaped as the scales of a weight are."""
+    return values.reshape(shape[axis], -1) if format.group else along(values, shape, axis)
 
 
 def _top(bits: int) -> int:

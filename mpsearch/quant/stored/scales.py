@@ -103,13 +103,14 @@ def _fit_affine(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     errors = rounding_errors(rows, levels)
     for shares in (torch.stack([coarse, coarse]), torch.stack([fine, keep]), torch.stack([keep, fine])):
         tried = torch.cat([ends, ends * shares[:, None]], 2)
-        scale, zero = _grid(tried, bits)
+        scale, zero = affine_grid(tried, bits)
         best = errors(levels, scale, -zero).argmin(1, keepdim=True)
         ends = tried.gather(2, best.expand(2, -1, -1))
-    return _grid(ends, bits)
+    return affine_grid(ends, bits)
 
 
-def _grid(ends: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def affine_grid(ends: Tensor | tuple[Tensor, Tensor], bits: int) -> tuple[Tensor, Tensor]:
+    """Scales and zero points in ``0 … 2^bits − 1`` of grids from the first to the second end, zero between them."""
     low, high = ends
     top = 2**bits - 1
     scale = ((high - low) / top).clamp_min(LEAST)
