@@ -25,6 +25,7 @@ from mpsearch.model import device_of
 from mpsearch.protocols import CostModel, Estimator, Recoverer, Solver
 from mpsearch.quant import WeightBank, with_ranges
 from mpsearch.recovery import RECOVERERS
+from mpsearch.recovery.kept import recovered_from, tensors_of
 from mpsearch.recovery.trial import Snapshot, Trial
 from mpsearch.registry import lookup, make
 from mpsearch.search import (
@@ -510,7 +511,7 @@ def recover(
         seed: of inner noise of the generator, and of the method.
         progress: called with (what, done, total).
         bank: what another recovery made of the same map, to start from; by default the nearest weights.
-        snapshot: keeps the state of a training, so that one that was killed goes on.
+        snapshot: keeps the state of a training, so that one that was killed goes on, and then what the method made.
         layers: those of :func:`find_layers`; ``realloc`` obeys their pins, floors and groups.
         options: fields of the method, such as ``steps=1000``.
 
@@ -532,8 +533,12 @@ def recover(
         inputs = Calibration.of(batches, device_of(model), seed)
         bank = bank or WeightBank(model)
         whole = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), inputs, bank)
+        if made := recovered_from(snapshot.read() if snapshot else {}, whole, bank, device_of(model)):
+            return bank.recovered(whole, made)
         trial = Trial(model, whole, bank, inputs, progress, snapshot, layers)
         method(trial)
+        if snapshot:
+            snapshot.write(tensors_of(trial.best))
         return trial.with_found(trial.best)
 
 

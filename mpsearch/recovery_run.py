@@ -78,7 +78,7 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
         parts = run.folder.parts("recovery", key)
         bank = None
         for at, method in enumerate(methods):
-            snapshot = run.folder.snapshot(f"recovery-{at}", key)
+            snapshot = run.folder.snapshot(f"recovery-{at}", _key(run, methods[: at + 1]))
             bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, bank, snapshot, run.layers)
         seconds = time.perf_counter() - start
         if bank:

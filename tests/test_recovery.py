@@ -20,6 +20,7 @@ from mpsearch.recovery import RECOVERERS
 from mpsearch.recovery.trial import Trial
 from mpsearch.recovery_run import made, recover, resumed
 from mpsearch.run import Run
+from mpsearch.store import Snapshot
 
 
 class Mixed(nn.Module):
@@ -284,6 +285,48 @@ def test_several_methods_work_one_after_the_other(mixed, tmp_path):
     both = mpsearch.recover(model, MAP, batches, bank=first, steps=60)
     unseen = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(99)),)]
     assert error(model, MAP, unseen, both) < error(model, MAP, unseen, first)
+
+
+def never(*_):
+    raise AssertionError("a method that was done is done again")
+
+
+def test_a_chain_that_was_killed_keeps_what_the_first_method_made(tmp_path, monkeypatch):
+    run = Run(RunConfig(**SMALL), tmp_path / "run")
+    chain = [MethodConfig(name="adaround", options={"steps": 3}), MethodConfig(name="bias")]
+    whole = recover(Run(RunConfig(**SMALL), tmp_path / "whole"), chain)
+
+    def killed(self, trial):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RECOVERERS["bias"], "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recover(run, chain)
+    monkeypatch.setattr(RECOVERERS["adaround"], "__call__", never)
+    assert recover(run, chain).after == whole.after
+    packed = [(tmp_path / name / "recovered" / "generator.safetensors").read_bytes() for name in ("run", "whole")]
+    assert packed[0] == packed[1]
+
+
+KEPT = {**MAP, "hidden.weight": "ternary", "last.weight": "w4zg27a6"}
+
+
+@pytest.mark.parametrize("bitmap", [MAP, KEPT], ids=["integers", "richer"])
+@pytest.mark.parametrize("method", RECOVERERS)
+def test_what_a_method_made_is_kept_whole(mixed, tmp_path, method, bitmap):
+    model, batches = mixed
+    options = {"steps": 4} if "steps" in RECOVERERS[method].__dataclass_fields__ else {}
+    shot = Snapshot(tmp_path / "snapshot.safetensors", "one")
+    bank = mpsearch.recover(model, bitmap, batches, method, snapshot=shot, **options)
+    again = mpsearch.recover(model, bitmap, batches, method, snapshot=shot, progress=never, **options)
+    images = []
+    for own in (bank, again):
+        with mpsearch.quantized(model, own.normalised(BitMap(bitmap)), batches, own) as small, torch.no_grad():
+            images.append(small(*batches[0]))
+    assert torch.equal(*images)
+    assert again.formats == bank.formats
+    assert again.ranges == bank.ranges
 
 
 def test_weights_that_changed_since_the_map_was_made_are_refused(tmp_path):
