@@ -26,7 +26,7 @@ from mpsearch.registry import make
 from mpsearch.search import Ilp, SizeOnly, Uniform
 from mpsearch.sensitivity import Hessian, OnePass, Perturbation
 from mpsearch.subject import Subject
-from mpsearch.types import BitMap, Budget, Problem, Table, parse_formats
+from mpsearch.types import BitMap, Budget, Measured, Problem, Table, parse_formats
 from mpsearch.zoo import fetch_published, load_published, sagan
 
 FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
@@ -130,7 +130,7 @@ def _cell(
 def _random(problem: Problem, subject: Subject) -> BitMap:
     """The best of random maps on calibration inputs: widths drawn by chance, then lowered until they fit."""
     rng = np.random.default_rng(0)
-    best: tuple[float, BitMap] | None = None
+    best: tuple[Measured, BitMap] | None = None
     shape = problem.damage.values.shape
     for _ in range(RANDOM):
         choice = rng.integers(shape[1], size=shape[0])
@@ -138,8 +138,8 @@ def _random(problem: Problem, subject: Subject) -> BitMap:
             high = np.flatnonzero(choice > 0)
             choice[rng.choice(high)] -= 1
         bitmap = problem.bitmap(choice)
-        error = subject.error(bitmap).value
-        if best is None or error < best[0]:
+        error = subject.error(bitmap, best and best[0])  # a map without hope is not run on all samples
+        if best is None or error.beats(best[0]):
             best = (error, bitmap)
     assert best is not None
     return best[1]
