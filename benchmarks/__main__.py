@@ -1,10 +1,15 @@
-"""``python -m benchmarks [NAME …]``: print the tables, and write ``docs/results.md`` from the latest of each."""
+"""``python -m benchmarks [NAME …]``: print the tables, and write ``docs/results.md`` from the latest of each.
+
+``GENERATORS="sagan dcgan-faces" python -m benchmarks allocation`` measures some rows anew and leaves the others.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,8 @@ LONG = (
     "pairs",
     "calibration",
 )  # only when named
+CHOICES = ("GENERATORS", "BUDGETS", "MAPS", "METHODS")  # variables that ask for some of the rows, apart by spaces
+Row = dict[str, str]
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -37,16 +44,42 @@ def section(name: str, found: dict[str, Any]) -> str:
     return f"## {name.replace('_', '-')}\n\n{about}\n\n{table}\n\n{machine}"
 
 
+def merged(rows: list[Row], new: Row, key: Sequence[str]) -> list[Row]:
+    """The rows with a new one, in the place of that with the same entries under ``key`` where there is one."""
+    at = next((at for at, row in enumerate(rows) if all(row.get(head) == new.get(head) for head in key)), len(rows))
+    return [*rows[:at], new, *rows[at + 1 :]]
+
+
+def mean_of(rows: list[Row], key: Sequence[str], heads: Sequence[str]) -> list[Row]:
+    """The row of means, none without heads; how many rows have a number is said where some have none."""
+    if heads == "all":
+        heads = [head for head in dict.fromkeys(head for row in rows for head in row) if head not in key]
+    found = {}
+    for head in heads:
+        values = [float(row[head]) for row in rows if head in row]
+        found[head] = f"{statistics.mean(values):.2f}" + ("" if len(values) == len(rows) else f" (of {len(values)})")
+    return [{"generator": "mean"} | found] if found else []
+
+
 def main(names: list[str]) -> None:
+    """Rows are written as they come. Where only some are asked for, those of before stay beside them.
+
+    A module may say under which heads a row is named (``KEY``), and of which others, or ``all``, a mean is taken
+    (``MEAN``).
+    """
     RESULTS.mkdir(exist_ok=True)
     for name in names or NAMES:
-        path, rows = RESULTS / f"{name}.json", import_module(f"benchmarks.{name}").measure()
-        if "GENERATORS" in os.environ and path.exists():  # only some were asked for: rows of the others stay
-            new = {row["generator"] for row in rows}
-            rows = [row for row in json.loads(path.read_text())["rows"] if row["generator"] not in new] + rows
-        found = {"machine": about(), "rows": rows}
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print(section(name, found) + "\n", flush=True)
+        module, path = import_module(f"benchmarks.{name}"), RESULTS / f"{name}.json"
+        some = path.exists() and any(choice in os.environ for choice in CHOICES)
+        rows: list[Row] = json.loads(path.read_text())["rows"] if some else []
+        rows = [row for row in rows if row.get("generator") != "mean"]
+        for row in module.measure():  # a list, or as they come
+            print(row, flush=True)
+            key = getattr(module, "KEY", tuple(row))
+            rows = merged(rows, row, key)
+            found = {"machine": about(), "rows": [*rows, *mean_of(rows, key, getattr(module, "MEAN", ()))]}
+            path.write_text(json.dumps(found, indent=1) + "\n")
+        print(section(name, json.loads(path.read_text())) + "\n", flush=True)
     stored = [(name, RESULTS / f"{name}.json") for name in NAMES + LONG if (RESULTS / f"{name}.json").exists()]
     parts = ["# Results", "Printed by `make bench`; under each table the machine of the run that printed it."]
     parts += [section(name, json.loads(path.read_text())) for name, path in stored]

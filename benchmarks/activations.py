@@ -17,6 +17,7 @@ from mpsearch.quant import WeightBank, applied
 from mpsearch.types import Format
 
 BITS, KINDS = (4, 6, 8), ("a", "d", "m")
+KEY = ("generator",)
 
 
 def measure() -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
 BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
 ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
 LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
+KEY, MEAN = ("generator", "bits"), "all"
 LADDER = ("fast", "standard", "thorough")
 Batches = list[tuple[Any, ...]]
 
@@ -72,8 +73,7 @@ def at_hand(name: str) -> bool:
     return True
 
 
-def measure() -> list[dict[str, str]]:
-    rows = []
+def measure() -> Iterator[dict[str, str]]:
     for name, case in cases().items():
         model, batches, fresh = case()
         subject = make_subject(model, batches)
@@ -81,13 +81,7 @@ def measure() -> list[dict[str, str]]:
         tables = {"one-pass + ilp": OnePass(), "hawq + ilp": Hessian(), "measured + ilp": Perturbation()}
         scored = {method: estimator(subject, FORMATS) for method, estimator in tables.items()}
         for bits in BUDGETS:
-            rows.append(_cell(name, bits, subject, judge, scored, batches))
-            print(rows[-1], flush=True)
-    mean = {"generator": "mean", "bits": ""}
-    for head in list(rows[0])[2:]:
-        values = [float(row[head]) for row in rows if head in row]
-        mean[head] = f"{np.mean(values):.2f}" + ("" if len(values) == len(rows) else f" (of {len(values)})")
-    return [*rows, mean]
+            yield _cell(name, bits, subject, judge, scored, batches)
 
 
 def _cell(

@@ -37,6 +37,7 @@ SOURCES: dict[str, tuple[Source, Region]] = {
     "dcgan-faces": (Normal((100, 1, 1)), Shell()),
     "upconv7-x2": (Images("data", crop=32, shrink=4, package="skimage"), Box(0.0, 1.0, 8 / 255)),
 }
+KEY = ("generator", "bits")
 
 
 def measure() -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ peak are those of the allocation table; `refine` searches from several starts, t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -20,11 +21,11 @@ from mpsearch.search import Ilp, Refine, SizeOnly, Uniform, problem_of
 from mpsearch.sensitivity import OnePass
 from mpsearch.types import Budget
 
+KEY, MEAN = ("generator", "bits"), ("left",)
 SEARCH = Refine(evaluations=90, restarts=3, others=2, patience=24)
 
 
-def measure() -> list[dict[str, str]]:
-    rows = []
+def measure() -> Iterator[dict[str, str]]:
     for name, case in cases().items():
         model, batches, fresh = case()
         judge = make_subject(model, fresh)
@@ -39,7 +40,4 @@ def measure() -> list[dict[str, str]]:
             errors = asked.true_error(found), asked.true_error(SEARCH(asked).choice)
             ours, most = (10 * math.log10(judge.peak**2 / error) for error in errors)
             row = {"generator": name, "bits": f"{bits:g}", "standard": f"{ours:.2f}"}
-            rows.append(row | {"searched on the held-back inputs": f"{most:.2f}", "left": f"{most - ours:.2f}"})
-            print(rows[-1], flush=True)
-    left = np.mean([float(row["left"]) for row in rows])
-    return [*rows, {"generator": "mean", "bits": "", "left": f"{left:.2f}"}]
+            yield row | {"searched on the held-back inputs": f"{most:.2f}", "left": f"{most - ours:.2f}"}

@@ -12,6 +12,7 @@ from mpsearch.types import parse_formats
 from mpsearch.zoo import fashion_features
 
 FORMATS = parse_formats(["w2", "w3", "w4", "w6", "w8"])
+KEY = ("generator", "estimator")
 
 
 def measure() -> list[dict[str, str]]:

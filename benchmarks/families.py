@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.allocation import at_hand
@@ -24,25 +24,23 @@ OWN = ("sagan", "stylegan2", "cyclegan", "diffusion")
 FETCHED = ("dcgan-faces", "srvgg-x4", "upconv7-x2", "terrain-unet")
 FORMATS = [f"w{bits}a8" for bits in range(2, 9)]
 ONLY = os.environ.get("GENERATORS", " ".join([*OWN, *FETCHED])).split()
+KEY = ("generator", "map")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def measure() -> list[dict[str, str]]:
+def measure() -> Iterator[dict[str, str]]:
     return of_each(_family)
 
 
-def of_each(rows_of: Callable[[Run], list[dict[str, str]]]) -> list[dict[str, str]]:
+def of_each(rows_of: Callable[[Run], Iterable[dict[str, str]]]) -> Iterator[dict[str, str]]:
     """The rows of every generator that is asked for and at hand."""
-    rows = []
     for name in ONLY:
         if name in FETCHED and not at_hand(name):
             continue
         config = load_config(CONFIGS / f"{name if name in OWN else f'zoo-{name}'}.yaml", formats=FORMATS)
         with tempfile.TemporaryDirectory() as folder:
             for row in rows_of(Run(config, Path(folder))):
-                rows.append({"generator": name} | row)
-                print(rows[-1], flush=True)
-    return rows
+                yield {"generator": name} | row
 
 
 def _family(run: Run) -> list[dict[str, str]]:

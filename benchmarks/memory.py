@@ -17,6 +17,7 @@ from mpsearch.api import make_subject
 from mpsearch.sensitivity import OnePass
 
 BATCH = 128  # large enough for activations to matter beside the libraries
+KEY = ("generator",)
 
 
 def case(name: str, batches: int = 1) -> tuple[torch.nn.Module, list[tuple[Any, ...]]]:

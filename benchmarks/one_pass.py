@@ -1,5 +1,7 @@
 """Cost of ``one-pass`` against the backward passes that it is made of, and its growth with the number of formats.
 
+The growth of a whole call of effort ``fast``, whose table this is, stands beside it (4 bits on average).
+
 Everything is made anew every time: the float images, the scales of all weight widths and the ranges of all activation
 widths count. Every ratio is taken within one round (the machine drifts); the table gives the median and the range over
 rounds.
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import mpsearch
 from benchmarks.allocation import at_hand
 from mpsearch.api import make_subject
 from mpsearch.sensitivity import OnePass
@@ -26,6 +29,7 @@ BATCHES = (1, 4)  # of 16 inputs; a run takes 64 by default
 FOUR = parse_formats(["w2", "w4", "w6", "w8"])
 SIXTEEN = parse_formats([f"w{b}{a}" for b in (2, 3, 4, 8) for a in ("", "a4", "a6", "a8")])
 WEIGHTS16 = parse_formats([f"w{b}" for b in range(2, 9)] + ["fp16"] + [f"w{b}a8" for b in range(2, 9)] + ["fp16a8"])
+KEY = ("generator", "inputs")
 
 
 def generators() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
@@ -61,6 +65,11 @@ def one_pass(model: nn.Module, batches: list[tuple[Any, ...]], formats: Sequence
     return seconds(lambda: OnePass(PROBES)(make_subject(model, batches), formats))
 
 
+def fast(model: nn.Module, batches: list[tuple[Any, ...]], formats: Sequence[Format]) -> float:
+    """Seconds of a map from nothing."""
+    return seconds(lambda: mpsearch.allocate(model, batches, ["bits<=4"], formats, "fast"))
+
+
 def measure() -> list[dict[str, str]]:
     rows = []
     for name, (model, shape) in generators().items():
@@ -68,13 +77,16 @@ def measure() -> list[dict[str, str]]:
         inputs = [(torch.randn(16, *shape, generator=seed),) for _ in range(max(BATCHES))]
         for batches in (inputs[:count] for count in BATCHES):
             one_pass(model, batches, FOUR)
-            cost, growth, growth8 = [], [], []
+            cost, growth, growth8, whole, whole8 = [], [], [], [], []
             for _ in range(ROUNDS):
                 base = seconds(lambda: plain(model, batches))  # noqa: B023
                 four = one_pass(model, batches, FOUR)
                 cost.append(four / base)
                 growth.append(one_pass(model, batches, SIXTEEN) / four)
                 growth8.append(one_pass(model, batches, WEIGHTS16) / four)
+                four = fast(model, batches, FOUR)
+                whole.append(fast(model, batches, SIXTEEN) / four)
+                whole8.append(fast(model, batches, WEIGHTS16) / four)
             rows.append(
                 {
                     "generator": name,
@@ -82,6 +94,8 @@ def measure() -> list[dict[str, str]]:
                     "one-pass, 4 formats / (32 backward + 1 forward)": ratios(cost),
                     "16 formats (4 weight x 4 activation widths) / 4": ratios(growth),
                     "16 formats (8 weight x float and 8-bit activations) / 4": ratios(growth8),
+                    "fast, 16 (4 x 4) / 4": ratios(whole),
+                    "fast, 16 (8 x 2) / 4": ratios(whole8),
                 }
             )
     return rows

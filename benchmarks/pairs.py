@@ -24,6 +24,7 @@ from mpsearch.types import Budget, Choice, Problem
 
 BUDGETS, MAPS, SAMPLES, BATCH = (3.0, 4.0), 100, (16, 64), 8  # calibration and held-back inputs
 SHARES = {"quarter": 0.25, "half": 0.5, "all": 1.0}
+KEY = ("generator", "bits")
 
 
 def measure() -> list[dict[str, str]]:

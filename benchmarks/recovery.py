@@ -9,7 +9,9 @@ recovery's alone.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,24 +23,26 @@ from mpsearch.recovery import RECOVERERS
 from mpsearch.run import DISTANCES, HELDBACK, Run
 from mpsearch.types import BitMap, Figure, Format, QualityReport
 
-BEST = ("nearest", "adaround", "distil")  # without training, and with
-METHODS = {"uniform w8a8": ("nearest",), "2 or 3 bits, 2.5 on average": ("nearest", "distil")}
+BEST = ("adaround", "distil")  # without training, and with
+USUAL: dict[str, tuple[str, ...]] = {"uniform w8a8": (), "2 or 3 bits, 2.5 on average": ("distil",)}
 EVERY = ("mpsearch.zoo:sagan", "searched, 4 bits")  # all methods, on one map of one generator
 LOW = ("w2", "w3")
+KEY = ("generator", "map", "weights")
+MAPS = os.environ.get("MAPS", "w8a8 w4a8 4 3 mixed").split()
+METHODS: tuple[str, ...] = tuple(os.environ.get("METHODS", "").split())  # "adaround bias": these, on every map
 
 
-def measure() -> list[dict[str, str]]:
+def measure() -> Iterator[dict[str, str]]:
     return of_each(_family)
 
 
-def _family(run: Run) -> list[dict[str, str]]:
-    rows = []
+def _family(run: Run) -> Iterator[dict[str, str]]:
     for label, bitmap in _maps(run).items():
         ranged = run.subject.with_ranges(bitmap)
         every = (run.config.model.factory, label) == EVERY
-        methods = ("nearest", *RECOVERERS) if every else METHODS.get(label, BEST)
+        methods = METHODS or (tuple(RECOVERERS) if every else USUAL.get(label, BEST))
         nearest = 0.0
-        for method in methods:
+        for method in ("nearest", *methods):
             start = time.perf_counter()
             bank = None
             if method != "nearest":
@@ -47,20 +51,16 @@ def _family(run: Run) -> list[dict[str, str]]:
             quality = _quality(run, ranged, bank)
             fd = quality.figures["fd"]
             nearest = fd.quantized.value if bank is None else nearest
-            rows.append(
-                {
-                    "map": label,
-                    "weights": method,
-                    "PSNR, dB": text(quality.psnr_db, 1),
-                    "FD": text(fd.quantized),
-                    "FD of float": text(fd.float),
-                    "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
-                    "gap closed": "–" if bank is None else closed(nearest, fd),
-                    "s": "–" if bank is None else f"{seconds:.0f}",
-                }
-            )
-            print(rows[-1], flush=True)
-    return rows
+            yield {
+                "map": label,
+                "weights": method,
+                "PSNR, dB": text(quality.psnr_db, 1),
+                "FD": text(fd.quantized),
+                "FD of float": text(fd.float),
+                "inside": "yes" if fd.quantized.value <= fd.float.high else "no",
+                "gap closed": "–" if bank is None else closed(nearest, fd),
+                "s": "–" if bank is None else f"{seconds:.0f}",
+            }
 
 
 def closed(nearest: float, fd: Figure) -> str:
@@ -71,16 +71,19 @@ def closed(nearest: float, fd: Figure) -> str:
 
 
 def _maps(run: Run) -> dict[str, BitMap]:
-    maps = {f"uniform {text}": uniform(run.layers, Format.parse(text)) for text in ("w8a8", "w4a8")}
+    asked = [text for text in ("w8a8", "w4a8") if text in MAPS]
+    maps = {f"uniform {text}": uniform(run.layers, Format.parse(text)) for text in asked}
     solvers = api.with_seed(api.EFFORTS[run.config.effort], run.config.seed)
     table = run.sensitivity
     low = np.array([str(format.weight_only) in LOW for format in table.formats])
     lowest = replace(table, values=np.where(low, table.values, np.nan))
-    for label, damage, bits in (
-        ("searched, 4 bits", table, 4),
-        ("searched, 3 bits", table, 3),
-        ("2 or 3 bits, 2.5 on average", lowest, 2.5),
+    for name, label, damage, bits in (
+        ("4", "searched, 4 bits", table, 4),
+        ("3", "searched, 3 bits", table, 3),
+        ("mixed", "2 or 3 bits, 2.5 on average", lowest, 2.5),
     ):
+        if name not in MAPS:
+            continue
         maps[label] = api.search(damage, run.layers, [f"bits<={bits}"], solvers, run.subject).bitmap
     return maps
 
