@@ -128,12 +128,14 @@ class WeightBank:
         widths = torch.tensor(channel_bits, device=site.weight.device).reshape(shape)
         codes = torch.zeros_like(site.weight, dtype=torch.int8)
         scale = torch.zeros_like(widths, dtype=torch.float32)
+        zero = torch.zeros_like(scale)
         for bits in set(channel_bits):
             whole = self.quantized(layer, Format("int", bits))
             assert isinstance(whole, Integers)
             codes = torch.where(widths == bits, whole.codes, codes)
             scale = torch.where(widths == bits, whole.scale, scale)
-        return Integers(format, site.axis, site.weight.dtype, codes, scale)
+            zero = torch.where(widths == bits, whole.zero, zero)
+        return Integers(format, site.axis, site.weight.dtype, codes, scale, zero)
 
     def saved(self, layer: str, format: Format) -> int:
         """Bytes that entropy coding takes off the packed weight; 0 where plain codes are no longer."""

@@ -15,7 +15,8 @@ SEARCH = 200  # a search takes as long as rounding so many values
 def rounding_errors(rows: Tensor, levels: int) -> Callable[[int, Tensor, Tensor | float], Tensor]:
     """A function of levels, steps ``s`` and lowest codes, ``(rows, grids)`` each, to the squared error of every row.
 
-    The error on a grid is ``Σ (x − s·clamp(round(x/s), low, low + levels))²``, float32 or better, ``(rows, grids)``.
+    The error on a grid is that to the nearest of ``s·low, s·(low + 1) … s·(low + levels)``, float32 or better,
+    ``(rows, grids)``. A lowest code that is the same for all may be a half.
 
     Args:
         rows: ``(rows, values)``.
@@ -35,13 +36,14 @@ def one_by_one(rows: Tensor, levels: int, steps: Tensor, low: Tensor | float) ->
     if isinstance(low, Tensor):
         codes = values.round().clamp_(low[:, :, None].to(rows.dtype), low[:, :, None].to(rows.dtype) + levels)
     else:
-        codes = values.round().clamp_(low, low + levels)
+        beside = low % 1
+        codes = values.sub(beside).round_().clamp_(low - beside, low - beside + levels).add_(beside)
     found: Tensor = torch.linalg.vector_norm(values.sub_(codes), dim=2)
     return found.mul_(steps).square_()
 
 
 class Ordered:
-    """The errors from the values in order: those that are rounded to ``k`` or more are all that lie above
+    """The errors from the values in order: those that are rounded to code ``k`` or more are all that lie above
     ``(k − ½)·s``, so that a grid takes one search a level.
 
     With ``c`` the code of ``x``, ``Σ x·c`` and ``Σ c²`` are sums over levels: of ``Σ_{above} x``

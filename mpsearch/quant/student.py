@@ -160,7 +160,7 @@ class Student:
         assert isinstance(stored, Integers)
         with torch.no_grad():
             scale.copy_(stored.scale)
-            self.codes[layer].copy_(weight / stored.scale)
+            self.codes[layer].copy_(weight / stored.scale + stored.offset)
         self._stored[layer] = replace(stored, dtype=self._stored[layer].dtype)
         self.formats[layer] = format
         return [self.codes[layer], scale]
@@ -190,13 +190,20 @@ class Student:
         """Everything that is trained, by name; :meth:`load` takes it back."""
         found = {str(at): value.detach().clone() for at, value in enumerate(self.parameters)}
         found |= {f"held {layer}": codes.clone() for layer, codes in self.held.items()}
-        return found | {f"bits {n}": torch.tensor(self._stored[n].format.bits) for n in self._flexible}
+        for layer in self._flexible:
+            stored = self._stored[layer]
+            assert isinstance(stored, Integers)
+            found |= {f"bits {layer}": torch.tensor(stored.format.bits), f"zero {layer}": torch.as_tensor(stored.zero)}
+        return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for layer in self._flexible:
             bits = int(state[f"bits {layer}"])
             if bits != self._stored[layer].format.bits:
                 self.reformat(layer, replace(self._bitmap[layer], bits=bits))
+            stored, zero = self._stored[layer], state[f"zero {layer}"]
+            assert isinstance(stored, Integers)
+            self._stored[layer] = replace(stored, zero=zero.to(stored.scale) if zero.ndim else zero.item())
         with torch.no_grad():
             for at, value in enumerate(self.parameters):
                 value.copy_(state[str(at)])

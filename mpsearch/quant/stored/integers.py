@@ -14,22 +14,22 @@ from torch import Tensor
 
 from mpsearch.quant.stored.form import Parts, QuantizedWeight, along, from_rows, rows_of
 from mpsearch.quant.stored.packing import pack, pack_unsigned, unpack, unpack_unsigned
-from mpsearch.quant.stored.scales import LEAST, affine_grid, blocks, fit, fit_affine, fit_signs
+from mpsearch.quant.stored.scales import HALF, HALVED, LEAST, affine_grid, blocks, fit, fit_affine, fit_signs
 from mpsearch.types import Format
-
-HALF = -0.5  # zero point of a single bit, which has no code for zero: the levels are −s/2 and s/2
 
 
 @dataclass(frozen=True, eq=False)
 class Integers(QuantizedWeight):
     """``scale · (codes − zero)``.
 
-    Symmetric codes leave out the lowest one, −q … q with ``q = 2^(b−1) − 1``, so that ``w2`` has three levels.
+    Symmetric codes leave out the lowest one, −q … q with ``q = 2^(b−1) − 1``, or have a zero point of −½ and use it:
+    the levels are ±½, ±1½ … steps then. A single bit is always like that; a channel of ``w2`` or ``w3`` is where it
+    errs less so, which the sign of its scale says in a file.
 
     Attributes:
         codes: int8, in the weight's own shape.
         scale: float32; one a channel, shaped to broadcast over ``codes``, or ``(channels, groups)``.
-        zero: zero points, integers in float32, shaped as ``scale``; or one number for all.
+        zero: zero points in float32, shaped as ``scale``, integers where the format has them; or one number for all.
     """
 
     codes: Tensor
@@ -43,28 +43,29 @@ class Integers(QuantizedWeight):
         bits = format.bits or 8
         rows = rows_of(weight, axis)
         pieces = rows.reshape(-1, format.group or rows.shape[1])
-        zero: Tensor | float = HALF if bits == 1 else 0.0
+        zero: Tensor | float
         if format.zero:
             scale, zero = fit_affine(pieces, bits)
             zero = zero - 2 ** (bits - 1)
         else:
-            scale = fit_signs(pieces) if bits == 1 else fit(pieces, [_top(bits)])[0]
+            scale, zero = (fit_signs(pieces), HALF) if bits == 1 else fit(pieces, [_top(bits)])[0]
         return cls._coded(pieces, scale, zero, weight, format, axis)
 
     @classmethod
     def of_widths(cls, weight: Tensor, widths: Sequence[int], axis: int) -> list[Self]:
         """Plain symmetric integers of every width, fitted together: what is common to them is found once."""
         rows = rows_of(weight, axis)
-        scales = fit(rows, [_top(bits) for bits in widths])
-        forms = zip(widths, scales, strict=True)
-        return [cls._coded(rows, scale, 0.0, weight, Format("int", bits), axis) for bits, scale in forms]
+        grids = fit(rows, [_top(bits) for bits in widths])
+        forms = zip(widths, grids, strict=True)
+        return [cls._coded(rows, *grid, weight, Format("int", bits), axis) for bits, grid in forms]
 
     @classmethod
     def _coded(
         cls, pieces: Tensor, scale: Tensor, zero: Tensor | float, weight: Tensor, format: Format, axis: int
     ) -> Self:
         """``pieces``, ``(scales, weights of one)``, rounded."""
-        low, high = _limits(format, format.bits or 8)
+        half = torch.tensor(2.0 ** ((format.bits or 8) - 1), device=pieces.device)
+        low, high = _limits(format, half, zero)
         codes = torch.empty_like(pieces, dtype=torch.int8)
         start = 0
         for part in blocks(pieces):
@@ -72,7 +73,7 @@ class Integers(QuantizedWeight):
             steps = torch.div(part, scale[own])
             if isinstance(zero, Tensor) or zero:
                 steps += zero[own] if isinstance(zero, Tensor) else zero
-            codes[own] = steps.round_().clamp_(low, high)
+            codes[own] = steps.round_().clamp_(low[own] if low.ndim else low, high)
         scale = _shaped(scale, format, weight.shape, axis)
         zero = _shaped(zero, format, weight.shape, axis) if isinstance(zero, Tensor) else zero
         return cls(format, axis, weight.dtype, from_rows(codes, weight.shape, axis), scale, zero)
@@ -88,14 +89,12 @@ class Integers(QuantizedWeight):
         Grids without a zero point reach as far on both sides.
         """
         shaped = partial(_shaped, format=self.format, shape=self.codes.shape, axis=self.axis)
-        if isinstance(self.zero, Tensor):
+        if self.format.zero:
             bits = self.format.bits or 8
             scale, zero = affine_grid((low, high), bits)
             moved = replace(self, scale=shaped(scale), zero=shaped(zero - 2 ** (bits - 1)))
         else:
-            reach = self.limits[1] - self.zero  # of the highest code, in steps
-            reach = reach.flatten().repeat_interleave(len(low) // self.codes.shape[self.axis])[:, None]
-            moved = replace(self, scale=shaped((torch.maximum(-low, high) / reach).clamp_min(LEAST)))
+            moved = replace(self, scale=shaped((torch.maximum(-low, high) / self._reach).clamp_min(LEAST)))
         steps = weight.detach().float() / moved.spread(moved.scale) + moved.offset
         return replace(moved, codes=steps.round().clamp(*self.limits).to(torch.int8))
 
@@ -137,17 +136,28 @@ class Integers(QuantizedWeight):
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """What the lowest and the highest code stand for, ``(scales, 1)`` each."""
-        codes = (end.flatten()[:, None] if self.format.group else end for end in self.limits)
-        low, high = ((self.scale * (code - self.zero)).reshape(-1, 1) for code in codes)
-        return low, high
+        scale, reach = self.scale.reshape(-1, 1), self._reach
+        levels = (1 << (self.format.bits or 8)) - 1
+        return scale * (reach - levels if self.format.zero else -reach), scale * reach
+
+    @property
+    def _reach(self) -> Tensor:
+        """How many steps the highest code lies above zero, ``(scales, 1)``."""
+        high = self._halves.flatten()[:, None] - 1
+        zero = self.zero.reshape(len(high), -1) if isinstance(self.zero, Tensor) else self.zero
+        return (high - zero).expand(-1, self.scale.numel() // len(high)).reshape(-1, 1)
+
+    @property
+    def _halves(self) -> Tensor:
+        """Half of the codes that each channel has, float32, broadcasting over ``codes``."""
+        widths = self.format.channel_bits or (self.format.bits or 8,) * self.codes.shape[self.axis]
+        halves = torch.tensor([1 << (bits - 1) for bits in widths], device=self.codes.device).float()
+        return along(halves, self.codes.shape, self.axis)
 
     @property
     def limits(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest code, float32, one a channel, broadcasting over ``codes``."""
-        widths = self.format.channel_bits or (self.format.bits or 8,) * self.codes.shape[self.axis]
-        ends = torch.tensor([_limits(self.format, bits) for bits in widths], device=self.codes.device).float()
-        low, high = (along(end, self.codes.shape, self.axis) for end in ends.T)
-        return low, high
+        """Lowest and highest code, float32, broadcasting over ``codes``."""
+        return _limits(self.format, self._halves, self.offset)
 
     def dequantized(self) -> Tensor:
         steps, scale = self.codes.float(), self.spread(self.scale)
@@ -157,8 +167,11 @@ class Integers(QuantizedWeight):
 
     def packed(self) -> dict[str, Tensor]:
         rows = self.codes.detach().cpu().movedim(self.axis, 0).numpy()
-        found = {"scale": self.scale.detach().flatten().cpu()}
-        if isinstance(self.zero, Tensor):
+        scale = self.scale.detach()
+        if isinstance(self.zero, Tensor) and not self.format.zero:
+            scale = torch.where(self.zero == HALF, -scale, scale)
+        found = {"scale": scale.flatten().cpu()}
+        if isinstance(self.zero, Tensor) and self.format.zero:
             offset = 2 ** ((self.format.bits or 8) - 1)
             found["zero"] = (self.zero + offset).flatten().to(torch.uint8).cpu()
         if self.format.channel_bits is None:
@@ -179,6 +192,8 @@ class Integers(QuantizedWeight):
             codes = from_rows(torch.from_numpy(_unpack_mixed(packed, format.channel_bits, shape, axis)), shape, axis)
         scale = parts["scale"].reshape(shape[axis], -1) if format.group else along(parts["scale"], shape, axis)
         zero: Tensor | float = HALF if bits == 1 else 0.0
+        if any(_top(width) in HALVED for width in format.channel_bits or (bits,)) and not format.zero:
+            zero, scale = torch.where(scale < 0, HALF, 0.0), scale.abs()
         if format.zero:
             zero = (parts["zero"].float() - 2 ** (bits - 1)).reshape(scale.shape)
         return cls(format, axis, dtype, codes, scale, zero)
@@ -194,10 +209,11 @@ def _top(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
-def _limits(format: Format, bits: int) -> tuple[int, int]:
-    """Lowest and highest code of integers of ``bits`` bits."""
-    half = 1 << (bits - 1)
-    return (-half, half - 1) if format.zero or bits == 1 else (1 - half, half - 1)
+def _limits(format: Format, half: Tensor, zero: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Lowest and highest code of so many halves, as many on both sides of zero where the format can choose."""
+    if isinstance(zero, Tensor):
+        return torch.where(zero == HALF, -half, 1 - half) if not format.zero else -half, half - 1
+    return -half if zero == HALF else 1 - half, half - 1
 
 
 def stored_widths(parts: Parts, channels: int) -> tuple[int, ...]:

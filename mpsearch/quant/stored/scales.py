@@ -14,22 +14,29 @@ from mpsearch.quant.rounding import rounding_errors, searched
 
 CANDIDATES = (8, 8, 8)  # scales a round: the first over all, each later one around the best of the round before
 BLOCK = 1 << 18  # products of weights and candidate scales at a time; larger ones are memory fresh from the system
+HALF = -0.5  # zero point of channels whose codes stand for ±½, ±1½ … steps
+HALVED = (1, 3)  # largest codes of widths whose channels may do so: where −3, −1, 1, 3 … half steps still fit in 4 bits
 LEAST = 1e-12  # scale of a row of zeros that has no code for zero
 
 
-def fit(rows: Tensor, tops: Sequence[int]) -> list[Tensor]:
-    """``(rows, n)`` → ``(rows, 1)`` scales of least squared error for codes ``−top … top``, for each of ``tops``.
+def fit(rows: Tensor, tops: Sequence[int]) -> list[tuple[Tensor, Tensor | float]]:
+    """``(rows, n)`` → ``(rows, 1)`` scales of least squared error and zero points, for each of ``tops``.
+
+    Codes are ``−top … top``; of 2 and 3 bits a row may take one more, and zero lies half-way between two, where that is
+    closer: with three levels in place of four the rest of 2 bits would be lost.
 
     The scale of a row minimises ``‖w − s·round(w/s)‖²`` over a geometric grid of clipping points up to the largest
     magnitude, ever finer, then by least squares for the codes found, ``s = ⟨w, c⟩ / ⟨c, c⟩``. Scales never exceed
     ``max|w| / top``, so the outermost level is always used and quantizing twice changes nothing.
     """
-    found: dict[int, Tensor] = {}
+    found: dict[int, tuple[Tensor, Tensor | float]] = {}
     for in_order, copies in ((True, 1), (False, CANDIDATES[0])):
         same = [top for top in tops if searched(rows.shape[1], top) == in_order]
         if same:
-            parts = zip(*(_fit(part, same) for part in blocks(rows, copies)), strict=True)
-            found |= {top: torch.cat(scales) for top, scales in zip(same, parts, strict=True)}
+            parts = [_fit(part, same) for part in blocks(rows, copies)]
+            for at, top in enumerate(same):
+                scales, zeros = (torch.cat([part[at][which] for part in parts]) for which in (0, 1))
+                found[top] = scales, zeros if top in HALVED else 0.0
     return [found[top] for top in tops]
 
 
@@ -52,25 +59,39 @@ def blocks(rows: Tensor, copies: int = CANDIDATES[0]) -> tuple[Tensor, ...]:
     return torch.split(rows, max(1, BLOCK // (copies * rows.shape[1])))
 
 
-def _fit(rows: Tensor, tops: Sequence[int]) -> list[Tensor]:
+def _fit(rows: Tensor, tops: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     magnitudes = rows.abs()
     peak = magnitudes.amax(1, keepdim=True)
     errors = rounding_errors(magnitudes, max(tops))
-    return [_scale(rows, peak, partial(errors, top), top) for top in tops]
+    found = []
+    for top in tops:
+        scale, error = _scale(magnitudes, peak, partial(errors, top), top, 0.0)
+        zero = torch.zeros_like(scale)
+        if top in HALVED:
+            other, less = _scale(magnitudes, peak, partial(errors, top), top, -HALF)
+            scale, zero = torch.where(less < error, other, scale), torch.where(less < error, HALF, zero)
+        found.append((scale, zero))
+    return found
 
 
-def _scale(rows: Tensor, peak: Tensor, errors: Callable[[Tensor, float], Tensor], top: int) -> Tensor:
-    largest = torch.where(peak > 0, peak / top, 1.0)
-    first, *later = _shares(top, rows.device)
+def _scale(
+    magnitudes: Tensor, peak: Tensor, errors: Callable[[Tensor, float], Tensor], top: int, low: float
+) -> tuple[Tensor, Tensor]:
+    """(scales, squared errors), ``(rows, 1)`` each, of grids whose positive codes are ``low, low + 1 … low + top``."""
+    largest = torch.where(peak > 0, peak / (top + low), 1.0)
+    first, *later = _shares(top, magnitudes.device)
     scales = largest * first
-    scale, error = _best(scales, errors(scales, 0.0))
+    scale, error = _best(scales, errors(scales, low))
     for around in later:
         scales = torch.minimum(scale * around, largest)
-        scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, errors(scales, 0.0)], 1))
+        scale, error = _best(torch.cat([scale, scales], 1), torch.cat([error, errors(scales, low)], 1))
     # For given codes the error is a parabola in the scale, and rounding anew only lowers it: no need to compare.
-    codes = torch.div(rows, scale).round_().clamp_(-top, top)
-    fitted = torch.linalg.vecdot(rows, codes) / torch.linalg.vecdot(codes, codes).clamp_min(1.0)
-    return torch.where(fitted[:, None] > 0, torch.minimum(fitted[:, None], largest), scale)
+    codes = torch.div(magnitudes, scale).sub_(low).round_().clamp_(0, top).add_(low)
+    product, energy = torch.linalg.vecdot(magnitudes, codes), torch.linalg.vecdot(codes, codes)
+    fitted = (product / energy.clamp_min(LEAST))[:, None]
+    scale = torch.where(fitted > 0, torch.minimum(fitted, largest), scale)
+    squares = torch.linalg.vecdot(magnitudes, magnitudes)
+    return scale, (squares - 2 * scale[:, 0] * product + scale[:, 0].square() * energy)[:, None]
 
 
 @cache
