@@ -43,17 +43,35 @@ def test_quantizing_twice_changes_nothing(bits, axis, seed, tail, size):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("axis", [0, 1])
-def test_restricted_range_and_one_scale_a_channel(bits, axis):
+def test_as_many_levels_on_both_sides_and_one_scale_a_channel(bits, axis):
     weight = draw(SHAPES[axis])
     result = quantize_weight(weight, Format("int", bits), axis)
-    top = 2 ** (bits - 1) - 1
     assert result.codes.dtype == torch.int8
-    assert result.codes.abs().amax() == top
-    assert result.codes.movedim(axis, 0).flatten(1).abs().amax(1).eq(top).all(), "the outermost level is used"
+    zero = torch.as_tensor(result.zero).expand_as(result.scale).flatten()
+    assert set(zero.tolist()) <= ({0.0, -0.5} if bits < 4 else {0.0})
+    steps = (result.codes - torch.as_tensor(result.zero)).movedim(axis, 0).flatten(1).abs().amax(1)
+    assert steps.eq(2 ** (bits - 1) - 1 - zero).all(), "the outermost level is used"
     expected = [1] * 4
     expected[axis] = SHAPES[axis][axis]
     assert list(result.scale.shape) == expected
-    assert len(quantize_weight(weight, Format("int", 2), axis).codes.unique()) == 3
+
+
+def test_zero_lies_between_two_codes_where_that_is_closer():
+    generator = torch.Generator().manual_seed(0)
+    normal, sparse = (torch.randn(4, 500, generator=generator) for _ in range(2))
+    sparse *= torch.rand(4, 500, generator=generator) < 0.3
+    weight = torch.cat([normal, sparse])
+    for bits, top in ((2, 1), (3, 3)):
+        stored = quantize_weight(weight, Format("int", bits), 0)
+        assert stored.zero.flatten().tolist() == [-0.5] * 4 + [0.0] * 4
+        assert stored.codes[:4].unique().tolist() == list(range(-top - 1, top + 1))
+        assert stored.codes[4:].unique().tolist() == list(range(-top, top + 1))
+        assert (stored.dequantized()[4:][sparse == 0] == 0).all()
+        scales = (weight.abs().amax(1, keepdim=True) / top) * torch.linspace(0.02, 1.0, 1000)[:, None, None]
+        plain = ((weight / scales).round().clamp(-top, top) * scales - weight).square().sum(2).amin(0)
+        found = (stored.dequantized() - weight).square().sum(1)
+        assert (found[:4] < 0.9 * plain[:4]).all()
+        assert (found <= 1.02 * plain).all()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
@@ -63,6 +81,9 @@ def test_scales_are_as_good_as_an_exhaustive_search(bits, tail):
     top = 2 ** (bits - 1) - 1
     scales = (row.abs().max() / top) * torch.linspace(0.02, 1.0, 4000)[:, None]
     errors = ((row / scales).round().clamp(-top, top) * scales - row).square().sum(1)
+    if bits < 4:
+        between = ((row / scales - 0.5).round().clamp(-top - 1, top) + 0.5) * scales
+        errors = torch.cat([errors, (between - row).square().sum(1)])
     found = (quantize_weight(row, Format("int", bits), 0).dequantized() - row).square().sum()
     assert found <= errors.min() * 1.02
 
