@@ -82,7 +82,7 @@ def test_a_generator_without_norms_stays_as_it_is():
 
 def test_a_layer_without_a_bias_is_corrected_by_the_norm_after_it():
     model, batches = normed()
-    bank = mpsearch.recover(model, {"0.weight": "w2"}, batches, "bias")
+    bank = mpsearch.recover(model, {"0.weight": "w1"}, batches, "bias")
     assert set(bank.tensors) == {"1.bias"}
 
 

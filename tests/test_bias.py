@@ -79,7 +79,7 @@ def test_generators_without_norms_gain_on_unseen_inputs():
     bank = mpsearch.recover(model, bitmap, images(), "bias")
     assert bank.tensors.keys() == {"0.bias", "2.bias", "4.bias"}
     unseen = images(8)[6:]
-    assert error(model, bitmap, unseen, bank) < 0.5 * error(model, bitmap, unseen)
+    assert error(model, bitmap, unseen, bank) < 0.6 * error(model, bitmap, unseen)
 
 
 class Saturated(nn.Module):
@@ -96,10 +96,10 @@ class Saturated(nn.Module):
 def test_what_a_tanh_cuts_off_does_not_count():
     model = Saturated().eval()
     with torch.no_grad():
-        model.layer.weight.copy_(torch.tensor([1.0, 0.3]).reshape(1, 2, 1, 1))
+        model.layer.weight.copy_(torch.tensor([1.0, 0.1]).reshape(1, 2, 1, 1))
         model.layer.bias.zero_()
     background = torch.zeros(2, 8, 8)
-    background[0, :4], background[1, :4] = -8.0, 8.0  # there the rounding of 0.3 is a large error, elsewhere none
+    background[0, :4], background[1, :4] = -8.0, 24.0  # there the rounding of 0.1 is a large error, elsewhere none
     batches = [
         (background + 0.3 * torch.rand(16, 2, 8, 8, generator=torch.Generator().manual_seed(seed)),)
         for seed in range(4)

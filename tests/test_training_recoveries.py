@@ -216,9 +216,12 @@ def test_the_gradient_of_a_scale_is_that_of_lsq(small):
         scale.mul_(0.8)  # so that something is clipped
     signs = torch.randn(3, 8, 3, 3, generator=torch.Generator().manual_seed(0))
     (found,) = torch.autograd.grad((student.weight(name) * signs).sum(), [scale])
-    steps = (model[6].weight / scale).detach()
-    slopes = torch.where(steps.abs() <= 3, steps.round() - steps, steps.round().clamp(-3, 3))
-    assert ((steps.abs() > 3) & (steps.round().abs() > 3)).any()
+    stored = trial.bank.quantized(name, trial.bitmap[name])
+    low, high = stored.limits
+    steps = (model[6].weight / scale).detach() + stored.offset
+    inside = (steps >= low) & (steps <= high)
+    slopes = torch.where(inside, steps.round() - steps, steps.clamp(low, high) - stored.offset)
+    assert not inside.all()
     torch.testing.assert_close(found, (slopes * signs).sum((1, 2, 3), keepdim=True))
 
 
@@ -229,8 +232,8 @@ def test_range_tune_learns_thresholds_and_nothing_else(small):
     assert not bank.tensors
     for name, format in bitmap.items():
         stored = bank.quantized(name, format)
-        top = 2 ** (format.bits - 1) - 1
-        assert torch.equal(stored.codes, (bank.weight(name) / stored.scale).round().clamp(-top, top))
+        steps = bank.weight(name) / stored.scale + stored.offset
+        assert torch.equal(stored.codes, steps.round().clamp(*stored.limits))
         assert not torch.equal(stored.scale, WeightBank(model).quantized(name, format).scale)
         assert bank.ranges[name] != bitmap.ranges[name]
     activations = mpsearch.recover(model, {"0.weight": "a8", "6.weight": "a4"}, batches, "range_tune", steps=20)
@@ -324,7 +327,7 @@ def test_whole_layers_are_frozen_in_their_order(small):
     assert [bool(held.isnan().any()) for held in student.held.values()] == [False, False, True]
     bitmap = trial.bitmap
     bank = mpsearch.recover(model, bitmap, batches, "incremental", by="layers", steps=60, rate=0.01)
-    assert error(model, bitmap, bank) < 0.8 * error(model, bitmap)
+    assert error(model, bitmap, bank) < 0.9 * error(model, bitmap)
 
 
 # primal_dual

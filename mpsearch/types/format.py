@@ -41,6 +41,7 @@ class Format:
 
     =====================  ==========================================================================================
     ``w4``                 symmetric integers on −7 … 7, one scale an output channel
+    ``w2``, ``w3``         likewise; channels to which that is closer on ±½, ±1½ … steps, all codes used
     ``w4z``                integers with a zero point: one a scale
     ``w4g32``, ``w4zg32``  one scale for 32 weights of a channel
     ``w4r8``               integers, and what they leave over as a product of two factors of rank 8
