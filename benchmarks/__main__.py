@@ -30,7 +30,13 @@ LONG = (
     "pairs",
     "calibration",
 )  # only when named
-CHOICES = ("GENERATORS", "BUDGETS", "MAPS", "METHODS")  # variables that ask for some of the rows, apart by spaces
+CHOICES = (
+    "GENERATORS",
+    "BUDGETS",
+    "EFFORTS",
+    "MAPS",
+    "METHODS",
+)  # variables that ask for some of the rows, apart by spaces
 Row = dict[str, str]
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -35,6 +35,7 @@ ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").spl
 LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
 KEY, MEAN = ("generator", "bits"), "all"
 LADDER = ("fast", "standard", "thorough")
+ASKED = os.environ.get("EFFORTS", " ".join(LADDER)).split()
 Batches = list[tuple[Any, ...]]
 
 
@@ -103,19 +104,20 @@ def _cell(
         found[method] = problem.bitmap(Ilp()(problem).choice)
     peers, seconds = _peers(subject.model, batches, bits)
     found |= peers
-    for effort in LADDER:
+    for effort in ASKED:
         start = time.perf_counter()
         found[effort] = mpsearch.allocate(subject.model, batches, [f"bits<={bits}"], FORMATS, effort).bitmap
         seconds[effort] = time.perf_counter() - start
     found_db = {method: decibels(bitmap) for method, bitmap in found.items()}
     rivals = [value for method, value in found_db.items() if method not in LADDER]
-    gains = {
-        "standard - uniform": found_db["standard"] - found_db["uniform"],
-        "standard - others": found_db["standard"] - max(rivals),
-        "thorough - standard": found_db["thorough"] - found_db["standard"],
-    }
-    if peers:
-        gains["standard - peers"] = found_db["standard"] - max(found_db[method] for method in peers)
+    gains = {}
+    if "standard" in found_db:
+        others = {"uniform": found_db["uniform"], "others": max(rivals)}
+        if peers:
+            others["peers"] = max(found_db[method] for method in peers)
+        gains = {f"standard - {name}": found_db["standard"] - best for name, best in others.items()}
+        if "thorough" in found_db:
+            gains["thorough - standard"] = found_db["thorough"] - found_db["standard"]
     row = {"generator": name, "bits": f"{bits:g}"}
     row |= {method: f"{value:.2f}" for method, value in (found_db | gains).items()}
     return row | {f"{method}, s": f"{spent:.1f}" for method, spent in seconds.items()}
