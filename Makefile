@@ -12,7 +12,8 @@ demo: $(READY)
 	@echo "Pictures: runs/demo/samples.png   Numbers: runs/demo/report.md"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	@# a thread each: small tensors gain nothing from more
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
