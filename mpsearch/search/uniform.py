@@ -18,7 +18,8 @@ PLAIN = 3.0  # times the damage; one bit fewer has four times or more
 class Uniform:
     """The best feasible uniform map: by true error where it can be measured, by the table otherwise.
 
-    The starting points of the problem are rivals: beside a better one, a map without hope is given up early.
+    The starting points of the problem are rivals: beside a better one, a map that is coarser than the best, and without
+    hope, is given up early.
     """
 
     def __call__(self, problem: Problem) -> Answer:
@@ -31,23 +32,29 @@ class Uniform:
             least = problem.measured(best)
             rivals = [problem.measured(start) for start in problem.starts]
             for choice in maps[1:]:
-                if _plainly_worse(problem, choice, best, least.value):
+                coarser = _coarser(problem, choice, best)
+                if coarser and _plainly_worse(problem, choice, best, least.value):
                     continue
-                rival = min([*rivals, least], key=lambda known: known.value)
+                rival = min([*rivals, least] if coarser else [least], key=lambda known: known.value)
                 found = problem.measured(choice, rival)  # on a part of the samples where that is plainly enough
                 if found.n == least.n and found.value < least.value:
                     best, least = choice, found
         return Answer("uniform", best, "feasible")
 
 
+def _coarser(problem: Problem, choice: Choice, best: Choice) -> bool:
+    """Whether a map is nowhere finer than the best."""
+    fine = np.stack([problem.bits(), _act_bits(problem)])
+    return bool((fine[:, choice] <= fine[:, best]).all())
+
+
 def _plainly_worse(problem: Problem, choice: Choice, best: Choice, error: float) -> bool:
-    """Whether a map is nowhere finer than the best and far worse by a prediction that holds for the best.
+    """Whether a map is far worse by a prediction that holds for the best.
 
     Where errors saturate the table says nothing, and a coarser map may well have less of them.
     """
-    fine, promised = np.stack([problem.bits(), _act_bits(problem)]), problem.predicted(best)
-    coarser = bool((fine[:, choice] <= fine[:, best]).all())
-    return coarser and error < PLAIN * promised and problem.predicted(choice) > PLAIN * max(promised, error)
+    promised = problem.predicted(best)
+    return error < PLAIN * promised and problem.predicted(choice) > PLAIN * max(promised, error)
 
 
 def uniform_choices(problem: Problem) -> list[Choice]:
