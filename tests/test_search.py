@@ -257,6 +257,27 @@ def test_no_answer_is_worse_than_the_best_feasible_uniform_map(seed, tight):
     assert solution.costs["bits"] <= task.limits[0].limit * (1 + 1e-9)
 
 
+def test_the_best_uniform_map_is_known_beside_a_far_better_answer():
+    formats = tuple(map(Format.parse, ("w4", "w4z", "w3")))
+    units = (Unit("a.weight"), Unit("b.weight"))
+    values = np.array([[1.0, 1.1, 2.0], [1.1, 1.0, 2.0]])
+    truth = {("w4", "w4"): 2.0, ("w4z", "w4z"): 1.5, ("w3", "w3"): 1.9, ("w4", "w4z"): 0.01}
+
+    def race(bitmap, rival):
+        value = truth[tuple(str(format) for format in bitmap.values())]
+        return Measured(value, 0.0, 1 if value > rival.value else 4)
+
+    def evaluate(bitmap):
+        return race(bitmap, Measured(np.inf, 0.0, 4))
+
+    bits = Table(units, formats, np.tile([2.0, 2.0, 1.5], (2, 1)), np.zeros((2, 3)), "bits", "test")
+    limit = Limit(Budget("bits", 4), bits, 4.0, 32.0)
+    task = Problem(Table(units, formats, values, np.zeros((2, 3)), "mse", "test"), (limit,), evaluate, race=race)
+    solution = solve(task, (), task.limits)
+    assert solution.error.value == 0.01
+    assert solution.baselines["uniform"].error.value == 1.5
+
+
 def test_uniform_falls_back_to_weights_where_activations_cannot_be_quantized():
     formats = (Format.parse("w4a8"), Format.parse("w4"))
     values = np.array([[1.0, np.nan], [np.nan, 1.0]])

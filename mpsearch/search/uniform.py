@@ -43,9 +43,10 @@ class Uniform:
 
 
 def _coarser(problem: Problem, choice: Choice, best: Choice) -> bool:
-    """Whether a map is nowhere finer than the best."""
+    """Whether a map is nowhere finer than the best, and not everywhere as fine."""
     fine = np.stack([problem.bits(), _act_bits(problem)])
-    return bool((fine[:, choice] <= fine[:, best]).all())
+    less = fine[:, best] - fine[:, choice]
+    return bool((less >= 0).all() and (less > 0).any())
 
 
 def _plainly_worse(problem: Problem, choice: Choice, best: Choice, error: float) -> bool:
