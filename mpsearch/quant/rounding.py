@@ -37,7 +37,8 @@ def one_by_one(rows: Tensor, levels: int, steps: Tensor, low: Tensor | float) ->
         codes = values.round().clamp_(low[:, :, None].to(rows.dtype), low[:, :, None].to(rows.dtype) + levels)
     else:
         beside = low % 1
-        codes = values.sub(beside).round_().clamp_(low - beside, low - beside + levels).add_(beside)
+        codes = (values - beside if beside else values).round().clamp_(low - beside, low - beside + levels)
+        codes = codes.add_(beside) if beside else codes  # most grids have none: no pass for it
     found: Tensor = torch.linalg.vector_norm(values.sub_(codes), dim=2)
     return found.mul_(steps).square_()
 

@@ -121,7 +121,8 @@ def _candidates(stored: Integers, weight: Tensor, rule: Rule) -> list[Integers]:
     shares = [(low * share, high * share) for share in SHARES]
     tails = [_tails(pieces if stored.format.zero else pieces.abs(), tail) for tail in TAILS]
     known = {"mse": [], "minmax": shares[:1], "percentile": tails}
-    near = [(stored.ends[0] * times, stored.ends[1] * times) for times in AROUND]
+    first, last = stored.ends
+    near = [(first * times, last * times) for times in AROUND]
     ends = known.get(rule, [*tails, *shares, *near])
     made = [stored.between(weight, *pair) for pair in ends]
     return [*made, stored] if rule in ("mse", "output", "pearson") else made
