@@ -11,6 +11,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,18 +22,22 @@ from torch import nn
 import mpsearch
 from mpsearch.api import make_subject
 from mpsearch.budgets import limit_of
+from mpsearch.config import load_config
 from mpsearch.errors import MpsearchError, UsageError
 from mpsearch.inputs import SOURCES, draw
 from mpsearch.registry import make
+from mpsearch.run import HELDBACK, Run
 from mpsearch.search import Ilp, SizeOnly, Uniform
 from mpsearch.sensitivity import Hessian, OnePass, Perturbation
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Budget, Measured, Problem, Table, parse_formats
-from mpsearch.zoo import fetch_published, load_published, sagan
+from mpsearch.zoo import PUBLISHED, fetch_published, load_published, sagan, stylegan2
 
 FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])
 BUDGETS = tuple(map(float, os.environ.get("BUDGETS", "2.5 3 3.5 4 5").split()))
-ONLY = os.environ.get("GENERATORS", "sagan dcgan-faces srvgg-x4 upconv7-x2").split()
+OWN = ("sagan", "stylegan2", "cyclegan", "diffusion-step")
+ONLY = os.environ.get("GENERATORS", " ".join([*OWN, *PUBLISHED])).split()
+CONFIGS = Path(__file__).parents[1] / "configs"
 LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
 KEY, MEAN = ("generator", "bits"), "all"
 LADDER = ("fast", "standard", "thorough")
@@ -55,13 +61,23 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
         source = [make("kind of input", SOURCES, "images", crops)]
         return model, draw(source, PHOTOGRAPHS[0], 16, 0), draw(source, PHOTOGRAPHS[1], 16, 1_000_000)
 
+    def configured(name: str, calibration: int, heldback: int, batch: int) -> tuple[nn.Module, Batches, Batches]:
+        samples = {"calibration": calibration, "heldback": heldback, "distances": heldback, "batch": batch}
+        with TemporaryDirectory() as folder:
+            run = Run(load_config(CONFIGS / f"{name}.yaml", samples=samples), Path(folder))
+            return run.model, run.inputs(calibration, 0), run.inputs(heldback, HELDBACK)
+
     found = {
         "sagan": lambda: latents(sagan(), 64),
+        "stylegan2": lambda: latents(stylegan2(), 64),
+        "cyclegan": lambda: configured("cyclegan", 64, 256, 16),
+        "diffusion-step": lambda: configured("diffusion-step", 80, 240, 20),
         "dcgan-faces": lambda: latents(load_published("dcgan-faces"), 100, 1, 1),
         "srvgg-x4": lambda: photographs("srvgg-x4"),
         "upconv7-x2": lambda: photographs("upconv7-x2"),
+        "terrain-unet": lambda: configured("zoo-terrain-unet", 4, 16, 4),  # 0.5 s a sample: few must do
     }
-    return {name: case for name, case in found.items() if name in ONLY and (name == "sagan" or at_hand(name))}
+    return {name: case for name, case in found.items() if name in ONLY and (name not in PUBLISHED or at_hand(name))}
 
 
 def at_hand(name: str) -> bool:

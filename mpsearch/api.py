@@ -74,7 +74,7 @@ KINDS = ("json", "yaml", "csv", "packed")
 
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
-    "standard": (Singles(), Refine()),
+    "standard": (Singles(), Refine(evaluations=150, restarts=2)),
     "thorough": (
         Singles(),
         Refine(),

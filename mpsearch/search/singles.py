@@ -8,39 +8,49 @@ import numpy as np
 
 from mpsearch.errors import UsageError
 from mpsearch.search.ilp import Ilp
-from mpsearch.types import Answer, BitMap, Problem
+from mpsearch.types import Answer, BitMap, Choice, Problem
 
 
 @dataclass(frozen=True)
 class Singles:
     """Solve, measure the cells that the solution stands on, and solve again until it stands on measured ones.
 
-    An estimate is first order: it misses that the damage of very few bits saturates, or explodes. Only cells that a
-    good map uses can mislead the solver, so one unit at a time is quantized for real in these.
+    An estimate is first order and of few probes: what it calls too dear may be cheap, and nobody would find out. So a
+    cell counts in full only once one unit has been quantized for real; until then it has the benefit of the doubt.
 
     Attributes:
         evaluations: true evaluations to spend, where most damage is predicted first.
+        doubt: share of its estimate by which a cell not measured yet may turn out cheaper.
     """
 
-    evaluations: int = 32
+    evaluations: int = 64
+    doubt: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise UsageError(f"singles needs at least 1 evaluation, not {self.evaluations}")
+        if self.evaluations < 1 or not 0 <= self.doubt < 1:
+            raise UsageError(
+                "singles needs at least 1 evaluation and a doubt of at least 0 and below 1, "
+                f"not {self.evaluations} and {self.doubt}"
+            )
 
     def __call__(self, problem: Problem) -> Answer:
         if problem.evaluate is None:
             raise UsageError("this search needs a generator: the problem has no true error to evaluate")
         values, rows = problem.damage.values.copy(), np.arange(len(problem.units))
         known = np.zeros(values.shape, bool)
+
+        def solved(trust: float) -> Choice:
+            damage = np.where(known, values, trust * values)
+            return Ilp()(replace(problem, damage=replace(problem.damage, values=damage))).choice
+
         while True:
-            choice = Ilp()(replace(problem, damage=replace(problem.damage, values=values))).choice
+            choice = solved(1 - self.doubt)
             order = np.argsort(-values[rows, choice], kind="stable")
             wanted = [unit for unit in order if not known[unit, choice[unit]]]
-            spare = self.evaluations - int(known.sum())
-            if not wanted or spare < 1:
-                status = "feasible" if wanted else "stands on measured cells"
-                return Answer("singles", choice, status)
+            if not wanted:  # so it is the best whatever the others turn out to be
+                return Answer("singles", choice, "stands on measured cells")
+            if (spare := self.evaluations - int(known.sum())) < 1:
+                return Answer("singles", solved(1.0), "feasible")
             for unit in wanted[:spare]:
                 alone = BitMap.from_units({problem.units[unit]: problem.formats[choice[unit]]})
                 values[unit, choice[unit]] = problem.evaluate(alone).value
