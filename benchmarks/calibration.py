@@ -17,9 +17,10 @@ from torch import nn
 
 import mpsearch
 from benchmarks.allocation import FORMATS, at_hand
-from mpsearch.api import EFFORTS, make_subject, search
+from mpsearch.api import make_subject
 from mpsearch.inputs import Batches, Box, Cluster, Images, Normal, Region, Shell, draw
 from mpsearch.sensitivity import OnePass
+from mpsearch.solving import EFFORTS, search
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Layers
 from mpsearch.zoo import load_published, sagan

@@ -15,10 +15,11 @@ import numpy as np
 
 import mpsearch
 from benchmarks.allocation import BUDGETS, FORMATS, cases
-from mpsearch.api import first_order, make_subject
+from mpsearch.api import make_subject
 from mpsearch.budgets import limit_of
 from mpsearch.search import Ilp, Refine, SizeOnly, Uniform, problem_of
 from mpsearch.sensitivity import OnePass
+from mpsearch.solving import first_order
 from mpsearch.types import Budget
 
 KEY, MEAN = ("generator", "bits"), ("left",)

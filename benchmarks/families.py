@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.allocation import at_hand
-from mpsearch import api
+from mpsearch import solving
 from mpsearch.budgets import cost_of
 from mpsearch.config import load_config
 from mpsearch.run import Run
@@ -51,8 +51,8 @@ def _family(run: Run) -> list[dict[str, str]]:
     shared = time.perf_counter() - start
     for bits in (4, 3):
         start = time.perf_counter()
-        solvers = api.with_seed(api.EFFORTS[run.config.effort], run.config.seed)
-        found = api.search(table, run.layers, [f"bits<={bits}"], solvers, run.subject)
+        solvers = solving.with_seed(solving.EFFORTS[run.config.effort], run.config.seed)
+        found = solving.search(table, run.layers, [f"bits<={bits}"], solvers, run.subject)
         maps[label := f"searched, {bits} bits"] = found.bitmap
         seconds[label] = shared + time.perf_counter() - start
     whole, full = (cost_of(cost, BitMap({}), run.layers) for cost in ("size", "bops"))

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from benchmarks.allocation import cases
-from mpsearch import api
+from mpsearch import api, solving
 from mpsearch.api import make_subject
 from mpsearch.budgets import size_of
 from mpsearch.subject import Subject
@@ -49,7 +49,7 @@ RICHER = (
 
 def measure() -> Iterator[dict[str, str]]:
     formats = parse_formats([*INTEGERS, *RICHER])
-    solvers = api.with_seed(api.EFFORTS["standard"], 0)
+    solvers = solving.with_seed(solving.EFFORTS["standard"], 0)
     for name, case in cases().items():
         model, batches, fresh = case()
         judge = make_subject(model, fresh)
@@ -61,7 +61,7 @@ def measure() -> Iterator[dict[str, str]]:
             start = time.perf_counter()
             subject = make_subject(model, batches)
             limit = _bytes(subject.layers, bits)
-            found = api.search(
+            found = solving.search(
                 api.estimate(model, batches, formats), subject.layers, [f"size<={limit}"], solvers, subject
             )
             seconds = time.perf_counter() - start

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.families import of_each, text, uniform
-from mpsearch import api, validation
+from mpsearch import api, solving, validation
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
 from mpsearch.run import DISTANCES, HELDBACK, Run
@@ -73,7 +73,7 @@ def closed(nearest: float, fd: Figure) -> str:
 def _maps(run: Run) -> dict[str, BitMap]:
     asked = [text for text in ("w8a8", "w4a8") if text in MAPS]
     maps = {f"uniform {text}": uniform(run.layers, Format.parse(text)) for text in asked}
-    solvers = api.with_seed(api.EFFORTS[run.config.effort], run.config.seed)
+    solvers = solving.with_seed(solving.EFFORTS[run.config.effort], run.config.seed)
     table = run.sensitivity
     low = np.array([str(format.weight_only) in LOW for format in table.formats])
     lowest = replace(table, values=np.where(low, table.values, np.nan))
@@ -84,7 +84,7 @@ def _maps(run: Run) -> dict[str, BitMap]:
     ):
         if name not in MAPS:
             continue
-        maps[label] = api.search(damage, run.layers, [f"bits<={bits}"], solvers, run.subject).bitmap
+        maps[label] = solving.search(damage, run.layers, [f"bits<={bits}"], solvers, run.subject).bitmap
     return maps
 
 

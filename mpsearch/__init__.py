@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from mpsearch.api import allocate, estimate, estimate_strata, export, frontier, recover, search
+from mpsearch.api import allocate, estimate, estimate_strata, export, recover
 from mpsearch.cost import Latency
 from mpsearch.errors import (
     ArtifactError,
@@ -15,6 +15,7 @@ from mpsearch.errors import (
 from mpsearch.export import load_packed, read_map, split
 from mpsearch.layers import find_layers
 from mpsearch.quant import quantized
+from mpsearch.solving import frontier, search
 from mpsearch.targets import smallest
 from mpsearch.types import BitMap, Budget, Format, Layer, Layers, Point, QualityReport, Solution, Table, Target, Unit
 from mpsearch.validation import validate, worst_case

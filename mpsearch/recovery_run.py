@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpsearch import api, validation
+from mpsearch import api, solving, validation
 from mpsearch.artifact import read_json
 from mpsearch.budgets import cost_of
 from mpsearch.config import MethodConfig, RunConfig
@@ -135,7 +135,7 @@ def _method(run: Run, asked: MethodConfig) -> Recoverer:
     if asked.name == "realloc" and any(Budget.parse(text).cost == "bops" for text in run.config.budgets):
         options = {"bops": True} | options
     method = make("recovery", RECOVERERS, asked.name, options)
-    return method if "seed" in options else api.with_seed([method], run.config.seed)[0]
+    return method if "seed" in options else solving.with_seed([method], run.config.seed)[0]
 
 
 def resumed(folder: Path) -> RunConfig:

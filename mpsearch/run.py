@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mpsearch import api, targets, validation
+from mpsearch import api, solving, targets, validation
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.budgets import check_budgets, cost_of, parse_budgets
 from mpsearch.calibration import Calibration, Progress, outputs, silent
@@ -368,7 +368,7 @@ class Run:
             key += [self.config.judge.model_dump(mode="json"), digest(target)]
         estimator: Estimator = make("estimator", ESTIMATORS, name, options)
         if "seed" not in options:
-            (estimator,) = api.with_seed([estimator], self.config.seed)
+            (estimator,) = solving.with_seed([estimator], self.config.seed)
         return estimator, key
 
     @cached_property
@@ -401,10 +401,10 @@ class Run:
     def solution(self) -> Solution:
         """``bitmap.json``."""
         config = self.config
-        solvers: tuple[Solver, ...] = api.EFFORTS[config.effort]
+        solvers: tuple[Solver, ...] = solving.EFFORTS[config.effort]
         if config.solver is not None:
             solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
-        solvers = api.with_seed(solvers, config.seed)
+        solvers = solving.with_seed(solvers, config.seed)
         goal = config.target and Target.parse(config.target)
         budgets = () if goal and not config.budgets else parse_budgets(config.budgets, self.costs)
         check_budgets(self.layers, parse_formats(config.formats), budgets, self.costs)
@@ -419,7 +419,7 @@ class Run:
             table, layers, subject = self.sensitivity, self.layers, self.subject
             more = (config.groups, self.channels, self.costs)
             if not goal:
-                return api.search(table, layers, budgets, solvers, subject, *more)
+                return solving.search(table, layers, budgets, solvers, subject, *more)
             judge = targets.judge_of(goal, subject, self.features, self.reference if goal.measure == "fd" else None)
             return targets.meet(goal, config.cost, table, layers, budgets, solvers, subject, judge, *more)
 
@@ -510,7 +510,7 @@ class Run:
             asked = parse_budgets(budgets, self.costs)
             check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
         table = self.sensitivity
-        found = api.frontier(table, self.layers, cost, points, budgets, self.costs)
+        found = solving.frontier(table, self.layers, cost, points, budgets, self.costs)
         peak = span(self.subject.reference) if table.measure == "mse" else 0.0
         rows = [{**point.to_json(), "predicted_db": decibels(point.predicted, peak)} for point in found]
         about = {"cost": list(cost), "budgets": list(budgets), "measure": table.measure, "peak": peak or None}

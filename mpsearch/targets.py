@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch import api
+from mpsearch import api, solving
 from mpsearch.budgets import check_budgets, cost_of, limit_of, parse_budgets
 from mpsearch.calibration import Progress, silent
 from mpsearch.cost import Latency, cost_models
@@ -91,7 +91,7 @@ def smallest(
         >>> solution = mpsearch.smallest(generator, [(z,)], "psnr>=35")
         >>> solution.costs["size"], solution.target.margin
     """
-    solvers = api.with_seed(lookup("effort", api.EFFORTS, effort), seed)
+    solvers = solving.with_seed(lookup("effort", solving.EFFORTS, effort), seed)
     api.check_groups(groups)
     costs = cost_models(latency, lambda layer, format: subject.bank.saved(layer, format))
     choices, limits = parse_formats(formats), _budgets(budgets, costs)
@@ -108,7 +108,7 @@ def smallest(
     check_budgets(subject.layers, choices, limits, costs)
     judge = judge_of(goal, subject, features, reference)
     if isinstance(estimator, str):
-        (estimator,) = api.with_seed([make("estimator", ESTIMATORS, estimator)], seed)
+        (estimator,) = solving.with_seed([make("estimator", ESTIMATORS, estimator)], seed)
     table, channels = api.tables(estimator, subject, choices, groups, seed)
     return meet(goal, cost, table, subject.layers, limits, solvers, subject, judge, groups, channels, costs)
 
@@ -149,12 +149,12 @@ def meet(
     free = limit_of(Budget(cost, math.inf), layers, table.formats, costs)
     concrete = [limit_of(budget, layers, table.formats, costs) for budget in limits]
     problem = problem_of(table, layers, [*concrete, free], subject.error)
-    problem = replace(problem, slopes=partial(api.first_order, subject, problem))
+    problem = replace(problem, slopes=partial(solving.first_order, subject, problem))
     subject.asked = set()
 
     def answer(methods: Sequence[Solver], limit: float) -> Solution:
         asked = (*limits, Budget(cost, limit))
-        return api.search(table, layers, asked, methods, subject, groups, channels, costs)
+        return solving.search(table, layers, asked, methods, subject, groups, channels, costs)
 
     quick = partial(answer, ())
     long = partial(answer, solvers) if solvers else quick

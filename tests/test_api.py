@@ -8,8 +8,9 @@ from torch import nn
 
 import mpsearch
 from mpsearch import BitMap, CalibrationError, InfeasibleBudget, ModelError, Solution, Table, UsageError
-from mpsearch.api import EFFORTS, make_subject
+from mpsearch.api import make_subject
 from mpsearch.calibration import Calibration
+from mpsearch.solving import EFFORTS
 
 
 @pytest.mark.parametrize("effort", EFFORTS)

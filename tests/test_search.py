@@ -403,6 +403,23 @@ def test_singles_stand_on_measured_cells():
     assert task.feasible(short.choice)
 
 
-def test_singles_refuse_nonsense():
-    with pytest.raises(UsageError, match="at least 1 evaluation, not 0"):
-        Singles(evaluations=0)
+def test_singles_doubt_what_was_not_measured():
+    """The table calls two bits in layer 0 too dear to be taken; they are cheap, which only a measurement shows."""
+    bits = np.array([[f.bits for f in FORMATS]] * 2, float) / 2
+    told = np.array([[2.0, 1.0, 0.5, 0.3, 0.0], [3.0, 2.0, 1.5, 0.8, 0.0]])
+    true = told.copy()
+    true[0, 0] = 0.8
+
+    def evaluate(bitmap):
+        columns = {name: FORMATS.index(format) for name, format in bitmap.items()}
+        return Measured(sum(true[int(name[5])][column] for name, column in columns.items()), 0.0, 1)
+
+    task = problem(told, (bits, 5.0), evaluate=evaluate)
+    assert Singles(doubt=0.0)(task).choice.tolist() == Ilp()(task).choice.tolist() == [2, 3]
+    assert Singles()(task).choice.tolist() == [0, 4] == Ilp()(problem(true, (bits, 5.0))).choice.tolist()
+
+
+@pytest.mark.parametrize("options", [{"evaluations": 0}, {"doubt": 1.0}, {"doubt": -0.1}])
+def test_singles_refuse_nonsense(options):
+    with pytest.raises(UsageError, match="at least 1 evaluation and a doubt"):
+        Singles(**options)
