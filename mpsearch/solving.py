@@ -58,7 +58,7 @@ EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "standard": (Singles(), Refine(evaluations=150, restarts=2)),
     "thorough": (
         Singles(),
-        Refine(),
+        Refine(evaluations=150, restarts=2),
         Refine(evaluations=400, restarts=4, others=4, patience=96, sure=1.0),  # so long a search fits the inputs too
         Bayes(evaluations=60, sure=1.0),
     ),

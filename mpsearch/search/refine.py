@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,20 +35,23 @@ class Refine:
         restarts: starting points to descend from, best first.
         others: near-optimal maps of the table, as different as can be, among the starting points.
         patience: moves in a row that may fail before a map is called a local optimum.
-        sure: standard errors of the paired difference by which a move, or where another start leads, must be better.
+        doubt: standard errors of a gain over the first starting point that are not believed. A hundred maps judged on
+            the same inputs: the one that looks best there owes it in part to a few of them.
+        sure: standard errors of the paired difference by which the answer must beat what else is known.
     """
 
     evaluations: int = 100
     restarts: int = 1
     others: int = 0
     patience: int = 32
+    doubt: float = 1.5
     sure: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.evaluations, self.restarts, self.patience) < 1 or min(self.others, self.sure) < 0:
+        if min(self.evaluations, self.restarts, self.patience) < 1 or min(self.others, self.doubt, self.sure) < 0:
             raise UsageError(
-                "refine needs evaluations, restarts and patience of at least 1, others and sure of at least 0, "
-                f"not {self.evaluations}, {self.restarts}, {self.patience}, {self.others} and {self.sure}"
+                "refine needs evaluations, restarts and patience of at least 1, others, doubt and sure of at least 0, "
+                f"not {self.evaluations}, {self.restarts}, {self.patience}, {self.others}, {self.doubt} and {self.sure}"
             )
 
     def __call__(self, problem: Problem) -> Answer:
@@ -56,17 +59,25 @@ class Refine:
         if self.others:
             starts = (*starts, *diverse(problem, self.others))
         tried = {tuple(start): problem.measured(start) for start in starts}
+        base = tried[tuple(starts[0])]
+
+        def error(choice: Choice | tuple[int, ...]) -> float:
+            return tried[tuple(choice)].doubted(base, self.doubt)
+
         ends, optimal = [], True
-        for start in sorted(tried, key=lambda key: tried[key].value)[: self.restarts]:
-            end, found = self._descend(problem, np.array(start), tried)
+        for start in sorted(tried, key=lambda choice: tried[choice].value)[: self.restarts]:  # few: none is lucky
+            end, found = self._descend(problem, np.array(start), tried, error)
             ends.append(end)
             optimal = optimal and found
-        best = ends[0]
-        for end in ends[1:]:
-            best = end if tried[tuple(end)].beats(tried[tuple(best)], self.sure) else best
-        return Answer("refine", best, "local optimum" if optimal else "evaluations spent")
+        return Answer("refine", min(ends, key=error), "local optimum" if optimal else "evaluations spent")
 
-    def _descend(self, problem: Problem, best: Choice, tried: dict[tuple[int, ...], Measured]) -> tuple[Choice, bool]:
+    def _descend(
+        self,
+        problem: Problem,
+        best: Choice,
+        tried: dict[tuple[int, ...], Measured],
+        error: Callable[[Choice], float],
+    ) -> tuple[Choice, bool]:
         """(where it ends, whether that is a local optimum)."""
         model = _Model(problem)
         while True:
@@ -81,7 +92,7 @@ class Refine:
                     return best, False
                 found = tried[tuple(choice)] = problem.measured(choice, here)
                 model.learn(choice, _change(here, found))
-                if moved := found.beats(here, self.sure):
+                if moved := error(choice) < error(best):
                     best = choice
                     break
                 failed += 1

@@ -44,6 +44,18 @@ class Measured:
         differences = np.subtract(other.samples, self.samples)
         return gain > 0 and gain > sure * float(differences.std(ddof=1)) / len(differences) ** 0.5
 
+    def doubted(self, base: Measured, doubt: float) -> float:
+        """The value, and on top ``doubt`` standard errors of what it differs from ``base`` by over the same samples.
+
+        Infinite where only some samples are known.
+        """
+        if self.n < base.n:
+            return math.inf
+        if len(self.samples) < 2 or len(self.samples) != len(base.samples):
+            return self.value
+        differences = np.subtract(self.samples, base.samples)
+        return self.value + doubt * float(differences.std(ddof=1) / math.sqrt(len(differences)))
+
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "stderr": self.stderr, "n": self.n, "unit": self.unit}
 
