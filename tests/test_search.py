@@ -379,6 +379,38 @@ def test_more_starts_are_never_worse():
         assert four <= one
 
 
+def test_refine_doubts_what_a_few_samples_say():
+    """One map is better on all inputs, another looks better still, but only for one of them."""
+    bits = np.array([[f.bits for f in FORMATS[:2]]] * 2, float) / 2
+    start = np.full(8, 1.0)
+    errors = {(0, 1): start, (1, 0): start - 0.1, (0, 0): start + 1.0}
+    lucky = start.copy()
+    lucky[0] = 0.0
+
+    def evaluate(bitmap, rival=None):
+        key = tuple(FORMATS.index(format) for format in bitmap.values())
+        samples = errors[key]
+        return Measured(float(samples.mean()), 0.0, len(samples), samples=tuple(samples))
+
+    task = problem([[2.0, 1.0], [3.0, 1.0]], (bits, 2.5), evaluate=evaluate)
+    assert Ilp()(task).choice.tolist() == [0, 1]
+    assert Refine()(task).choice.tolist() == [1, 0]
+    errors[1, 0] = lucky
+    assert lucky.mean() < start.mean() - 0.1
+    assert Refine(doubt=0.0)(task).choice.tolist() == [1, 0]
+    assert Refine()(task).choice.tolist() == [0, 1]
+
+
+def test_a_doubted_error_is_worse_by_what_its_samples_disagree():
+    base, sure, unsure = (
+        Measured(sum(e) / 4, 0.0, 4, samples=e) for e in ((2.0, 2, 2, 2), (1.0, 1, 1, 1), (-1.0, 1, 2, 2))
+    )
+    assert sure.doubted(base, 2.0) == 1.0
+    assert unsure.doubted(base, 2.0) == pytest.approx(1 + 2 * np.std([-3, -1, 0, 0], ddof=1) / 2)
+    assert Measured(0.1, 0.0, 2, samples=(0.1, 0.1)).doubted(base, 0.0) == np.inf, "given up half way"
+    assert Measured(0.1, 0.0, 4).doubted(base, 2.0) == 0.1, "nothing is known of its samples"
+
+
 def test_singles_stand_on_measured_cells():
     """The table says that layer 0 is safe at two bits; it is not."""
     bits = np.array([[f.bits for f in FORMATS]] * 4, float) / 4
