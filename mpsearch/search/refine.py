@@ -64,12 +64,10 @@ class Refine:
         def error(choice: Choice | tuple[int, ...]) -> float:
             return tried[tuple(choice)].doubted(base, self.doubt)
 
-        ends, optimal = [], True
-        for start in sorted(tried, key=lambda choice: tried[choice].value)[: self.restarts]:  # few: none is lucky
-            end, found = self._descend(problem, np.array(start), tried, error)
-            ends.append(end)
-            optimal = optimal and found
-        return Answer("refine", min(ends, key=error), "local optimum" if optimal else "evaluations spent")
+        begun = sorted(tried, key=lambda choice: tried[choice].value)[: self.restarts]  # of so few none is lucky
+        optimal = [self._descend(problem, np.array(start), tried, error) for start in begun]
+        best = np.array(min(tried, key=error))
+        return Answer("refine", best, "local optimum" if all(optimal) else "evaluations spent")
 
     def _descend(
         self,
@@ -77,8 +75,8 @@ class Refine:
         best: Choice,
         tried: dict[tuple[int, ...], Measured],
         error: Callable[[Choice], float],
-    ) -> tuple[Choice, bool]:
-        """(where it ends, whether that is a local optimum)."""
+    ) -> bool:
+        """Whether it ends in a local optimum."""
         model = _Model(problem)
         while True:
             model.move_to(best)
@@ -89,7 +87,7 @@ class Refine:
                 if tuple(choice) in tried:
                     continue
                 if len(tried) >= self.evaluations:
-                    return best, False
+                    return False
                 found = tried[tuple(choice)] = problem.measured(choice, here)
                 model.learn(choice, _change(here, found))
                 if moved := error(choice) < error(best):
@@ -97,7 +95,7 @@ class Refine:
                     break
                 failed += 1
             if not moved:
-                return best, True
+                return True
 
 
 class _Model:
