@@ -44,7 +44,7 @@ class Refine:
     restarts: int = 1
     others: int = 0
     patience: int = 32
-    doubt: float = 1.5
+    doubt: float = 1.25
     sure: float = 0.0
 
     def __post_init__(self) -> None:
