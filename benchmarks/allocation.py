@@ -57,7 +57,7 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
 
     def photographs(name: str) -> tuple[nn.Module, Batches, Batches]:
         model = load_published(name)
-        crops = {"package": "skimage", "folder": "data", "crop": 32, "shrink": 1}
+        crops = {"package": "skimage", "folder": "data", "crop": 32}
         source = [make("kind of input", SOURCES, "images", crops)]
         return model, draw(source, PHOTOGRAPHS[0], 16, 0), draw(source, PHOTOGRAPHS[1], 16, 1_000_000)
 

@@ -36,25 +36,21 @@ class Measured:
 
     def beats(self, other: Measured, sure: float = 0.0) -> bool:
         """Whether it is less, by more than ``sure`` standard errors of the difference over the same samples."""
-        if self.n < other.n:  # given up half way
-            return False
         gain = other.value - self.value
-        if len(self.samples) < 2 or len(self.samples) != len(other.samples):
-            return gain > 0
-        differences = np.subtract(other.samples, self.samples)
-        return gain > 0 and gain > sure * float(differences.std(ddof=1)) / len(differences) ** 0.5
+        return self.n >= other.n and gain > 0 and gain > sure * self._apart(other)  # fewer: given up half way
 
     def doubted(self, base: Measured, doubt: float) -> float:
         """The value, and on top ``doubt`` standard errors of what it differs from ``base`` by over the same samples.
 
         Infinite where only some samples are known.
         """
-        if self.n < base.n:
-            return math.inf
-        if len(self.samples) < 2 or len(self.samples) != len(base.samples):
-            return self.value
-        differences = np.subtract(self.samples, base.samples)
-        return self.value + doubt * float(differences.std(ddof=1) / math.sqrt(len(differences)))
+        return math.inf if self.n < base.n else self.value + doubt * self._apart(base)
+
+    def _apart(self, other: Measured) -> float:
+        """Standard error of the difference over the same samples; 0 where they are not known."""
+        if len(self.samples) < 2 or len(self.samples) != len(other.samples):
+            return 0.0
+        return float(np.subtract(self.samples, other.samples).std(ddof=1)) / math.sqrt(len(self.samples))
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "stderr": self.stderr, "n": self.n, "unit": self.unit}
