@@ -1,15 +1,18 @@
 """``python -m benchmarks [NAME …]``: print the tables, and write ``docs/results.md`` from the latest of each.
 
 ``GENERATORS="sagan dcgan-faces" python -m benchmarks allocation`` measures some rows anew and leaves the others.
+Several processes may share a table out so.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,9 +54,22 @@ def section(name: str, found: dict[str, Any]) -> str:
 
 
 def merged(rows: list[Row], new: Row, key: Sequence[str]) -> list[Row]:
-    """The rows with a new one, in the place of that with the same entries under ``key`` where there is one."""
-    at = next((at for at, row in enumerate(rows) if all(row.get(head) == new.get(head) for head in key)), len(rows))
-    return [*rows[:at], new, *rows[at + 1 :]]
+    """The rows with a new one, in the place of that with the same entries under ``key``, or after its generator's."""
+    same = [at for at, row in enumerate(rows) if all(row.get(head) == new.get(head) for head in key)]
+    kin = [at for at, row in enumerate(rows) if row.get("generator") == new.get("generator")]
+    at = same[0] if same else (kin or [len(rows) - 1])[-1] + 1
+    return [*rows[:at], new, *rows[at + len(same) :]]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Others that write results wait: long tables are shared out to several processes, a thread each."""
+    folder = os.open(RESULTS, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def mean_of(rows: list[Row], key: Sequence[str], heads: Sequence[str]) -> list[Row]:
@@ -77,14 +93,16 @@ def main(names: list[str]) -> None:
     for name in names or NAMES:
         module, path = import_module(f"benchmarks.{name}"), RESULTS / f"{name}.json"
         some = path.exists() and any(choice in os.environ for choice in CHOICES)
-        rows: list[Row] = json.loads(path.read_text())["rows"] if some else []
-        rows = [row for row in rows if row.get("generator") != "mean"]
+        if not some:
+            path.unlink(missing_ok=True)
         for row in module.measure():  # a list, or as they come
             print(row, flush=True)
             key = getattr(module, "KEY", tuple(row))
-            rows = merged(rows, row, key)
-            found = {"machine": about(), "rows": [*rows, *mean_of(rows, key, getattr(module, "MEAN", ()))]}
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            with alone():
+                rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+                rows = merged([row for row in rows if row.get("generator") != "mean"], row, key)
+                found = {"machine": about(), "rows": [*rows, *mean_of(rows, key, getattr(module, "MEAN", ()))]}
+                path.write_text(json.dumps(found, indent=1) + "\n")
         print(section(name, json.loads(path.read_text())) + "\n", flush=True)
     stored = [(name, RESULTS / f"{name}.json") for name in NAMES + LONG if (RESULTS / f"{name}.json").exists()]
     parts = ["# Results", "Printed by `make bench`; under each table the machine of the run that printed it."]
