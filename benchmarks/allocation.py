@@ -26,11 +26,12 @@ from mpsearch.config import load_config
 from mpsearch.errors import MpsearchError, UsageError
 from mpsearch.inputs import SOURCES, draw
 from mpsearch.registry import make
-from mpsearch.run import HELDBACK, Run
+from mpsearch.run import Run
 from mpsearch.search import Ilp, SizeOnly, Uniform
 from mpsearch.sensitivity import Hessian, OnePass, Perturbation
 from mpsearch.subject import Subject
 from mpsearch.types import BitMap, Budget, Measured, Problem, Table, parse_formats
+from mpsearch.workload import HELDBACK
 from mpsearch.zoo import PUBLISHED, fetch_published, load_published, sagan, stylegan2
 
 FORMATS = parse_formats([f"w{bits}" for bits in range(2, 9)])

@@ -20,8 +20,9 @@ from benchmarks.families import of_each, text, uniform
 from mpsearch import api, solving, validation
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
-from mpsearch.run import DISTANCES, HELDBACK, Run
+from mpsearch.run import Run
 from mpsearch.types import BitMap, Figure, Format, QualityReport
+from mpsearch.workload import DISTANCES, HELDBACK
 
 BEST = ("adaround", "distil")  # without training, and with
 USUAL: dict[str, tuple[str, ...]] = {"uniform w8a8": (), "2 or 3 bits, 2.5 on average": ("distil",)}
@@ -46,7 +47,7 @@ def _family(run: Run) -> Iterator[dict[str, str]]:
             start = time.perf_counter()
             bank = None
             if method != "nearest":
-                bank = api.recover(run.model, ranged, run.lessons(), method, run.config.seed)
+                bank = api.recover(run.model, ranged, run.workload.lessons(), method, run.config.seed)
             seconds = time.perf_counter() - start
             quality = _quality(run, ranged, bank)
             fd = quality.figures["fd"]
@@ -91,4 +92,4 @@ def _maps(run: Run) -> dict[str, BitMap]:
 def _quality(run: Run, bitmap: BitMap, bank: WeightBank | None) -> QualityReport:
     samples, seed = run.config.samples, run.config.seed
     held, many = run.inputs(samples.heldback, HELDBACK), run.inputs(samples.distances, DISTANCES)
-    return validation.validate(run.model, bitmap, held, run.features, run.reference, many, seed, bank=bank)
+    return validation.validate(run.model, bitmap, held, run.workload.features, run.reference, many, seed, bank=bank)

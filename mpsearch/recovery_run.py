@@ -18,9 +18,10 @@ from mpsearch.protocols import Recoverer
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import RECOVERERS
 from mpsearch.registry import make
-from mpsearch.run import DISTANCES, HELDBACK, Run
+from mpsearch.run import Run
 from mpsearch.store import MARKS, RUN_SCHEMA, fingerprint
 from mpsearch.types import BitMap, Budget, QualityReport, within
+from mpsearch.workload import DISTANCES, HELDBACK
 
 FOLDER = "recovered"  # in the run folder: the map and the packed generator
 SCHEMA = "mpsearch-recovery/1"
@@ -76,16 +77,16 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
     def compute() -> Recovery:
         start = time.perf_counter()
         parts = run.folder.parts("recovery", key)
-        bank = None
+        bank, lessons = None, run.workload.lessons()
         for at, method in enumerate(methods):
             snapshot = run.folder.snapshot(f"recovery-{at}", _key(run, methods[: at + 1]))
-            bank = api.recover(run.model, bitmap, run.lessons(), method, seed, run.progress, bank, snapshot, run.layers)
+            bank = api.recover(run.model, bitmap, lessons, method, seed, run.progress, bank, snapshot, run.layers)
         seconds = time.perf_counter() - start
         if bank:
             _check_budgets(run, bank)
         held, many = run.inputs(samples.heldback, HELDBACK), run.inputs(samples.distances, DISTANCES)
         after = validation.validate(
-            run.model, bitmap, held, run.features, run.reference, many, seed, run.progress, parts, bank
+            run.model, bitmap, held, run.workload.features, run.reference, many, seed, run.progress, parts, bank
         )
         api.export(run.model, bitmap, packed.parent, held[:1], run.kinds, run.layers, bank)
         parts.clear()

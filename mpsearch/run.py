@@ -2,81 +2,53 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from mpsearch import api, solving, targets, validation
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.budgets import check_budgets, cost_of, parse_budgets
 from mpsearch.calibration import Calibration, Progress, outputs, silent
-from mpsearch.config import ModelConfig, RunConfig
+from mpsearch.config import RunConfig
 from mpsearch.cost import cost_models
-from mpsearch.errors import ArtifactError, UsageError
-from mpsearch.features import moments, pooled_pixels
-from mpsearch.inputs import REFINERS, SOURCES, Batches, Purpose, Refiner, Shares, Source, Stock, draw, regions_of
-from mpsearch.inputs.columns import batched, joined
+from mpsearch.errors import ArtifactError
+from mpsearch.export import addressed
+from mpsearch.features import moments
+from mpsearch.inputs import Batches, regions_of
 from mpsearch.layers import find_layers
-from mpsearch.model import device_of
-from mpsearch.protocols import CostModel, Estimator, FeatureNet, Solver
+from mpsearch.protocols import CostModel, Estimator, Solver
 from mpsearch.quality import Reference
 from mpsearch.quant import WeightBank, applied
 from mpsearch.registry import lookup, make
-from mpsearch.report import page, save_grid, save_scatter
+from mpsearch.report import describe, page, save_grid, save_scatter
 from mpsearch.search import SOLVERS
 from mpsearch.sensitivity import ESTIMATORS, by_stratum
 from mpsearch.sensitivity.fid_proxy import digest
 from mpsearch.store import RunFolder, fingerprint
 from mpsearch.subject import Subject
 from mpsearch.types import (
-    FLOAT,
     BitMap,
     Budget,
-    Layer,
     Layers,
     QualityReport,
     Solution,
     Table,
     Target,
+    decibels,
     gap_db,
     parse_formats,
 )
-from mpsearch.zoo import (
-    PUBLISHED,
-    WEIGHTS,
-    EfficientNetFeatures,
-    InceptionFeatures,
-    Note,
-    fashion_features,
-    fetch_published,
-    is_published,
-    load_diffusers,
-    load_generator,
-    resolve,
-    unheard,
-)
+from mpsearch.workload import DISTANCES, HELDBACK, REFERENCE, Workload
+from mpsearch.zoo import Note, unheard
 
-FEATURES: Mapping[str, FeatureNet] = {"fashion": fashion_features, "pixels": pooled_pixels}
-NETWORKS: Mapping[str, type[FeatureNet]] = {"efficientnet-lite0": EfficientNetFeatures, "inception": InceptionFeatures}
-# Seeds of the sets of inputs, far apart so that no two runs' sets meet.
-HELDBACK, DISTANCES, REFERENCE, LESSONS = 1_000_000, 2_000_000, 3_000_000, 4_000_000
-PURPOSES: Mapping[int, Purpose] = {
-    0: "calibration",
-    HELDBACK: "heldback",
-    DISTANCES: "distances",
-    REFERENCE: "reference",
-}
 LAYERS_SCHEMA = "mpsearch-layers/1"
-NETWORK_ROLES = {"sampler", "mapping"}  # of a float network that an entry of ``inputs`` may name
 AXES = {"bits": "average weight bits", "size": "bytes", "bops": "BOPs"}
 
 
@@ -86,155 +58,20 @@ class Run:
     def __init__(self, config: RunConfig, out: Path, progress: Progress = silent, note: Note = unheard) -> None:
         self.config = config
         self.progress = progress
-        self.note = note  # told origin and licence of what is fetched
-        self._refined: dict[tuple[int, int], Batches] = {}  # (count, offset) → inputs that the generator had a say in
         about = {"config": config.model_dump(mode="json", exclude={"base"}), "base": str(config.base)}
         self.folder = RunFolder(out, about)
+        self.workload = Workload(config, self.folder, progress, note)
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
-        model, base = self.config.model, self.config.base
-        if model.diffusers is not None:
-            generator = load_diffusers(base / model.diffusers, model.component)
-        else:
-            generator = load_generator(model.factory, model.weights, model.options, base, self.note)
-        return generator.to(pick_device(self.config.device))
-
-    @cached_property
-    def _networks(self) -> dict[int, nn.Module]:
-        """Number of an entry of ``inputs`` → the float network that it names, a factory or a mapping like ``model``."""
-        found = {}
-        for number, entry in enumerate(self.config.inputs):
-            for role in NETWORK_ROLES & set(entry):
-                named = {"factory": entry[role]} if isinstance(entry[role], str) else entry[role]
-                try:
-                    given = ModelConfig.model_validate(named)
-                except ValidationError as error:
-                    raise UsageError(f"inputs.{number}.{role}: {error.errors()[0]['msg']}") from None
-                if given.diffusers is not None:
-                    raise UsageError(
-                        f"inputs.{number}.{role}: a folder is an option of the factory mpsearch.zoo:sampler"
-                    )
-                found[number] = load_generator(given.factory, given.weights, given.options, self.config.base)
-        return found
-
-    @cached_property
-    def _identity(self) -> str:
-        """Of the generator and the calibration inputs: whatever changes it makes every measurement another one."""
-        digest = hashlib.sha256()
-        for model in (self.model, *self._networks.values()):
-            for key, value in model.state_dict().items():
-                if isinstance(value, Tensor):
-                    digest.update(
-                        key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                    )
-        for path in self._code():
-            digest.update(path.read_bytes())  # the code of a generator is as much of it as its weights
-        for source in self._sources:
-            if isinstance(source, Stock):
-                digest.update(source.rows(torch.arange(len(source))).numpy().tobytes())
-        c = self.config
-        samples = (c.samples.calibration, c.samples.batch)
-        refined: list[Any] = []
-        if c.refine is not None:
-            refined += [c.refine.model_dump(mode="json")]
-            refined += [c.judge.model_dump(mode="json")] if c.refine.name == "cluster" else []
-        return fingerprint(digest.hexdigest(), c.model.options, c.inputs, samples, c.seed, *refined)
-
-    def _code(self) -> list[Path]:
-        """Files that hold the factory and the classes of the generator, torch's own left out."""
-        model = self.config.model
-        modules = [m for net in (self.model, *self._networks.values()) for m in net.modules()]
-        functions: list[Any] = [type(module).forward for module in modules]
-        if model.diffusers is None and not is_published(model.factory):
-            build = resolve(model.factory, self.config.base)
-            functions += [build, getattr(build, "__init__", None)]
-        names = {code.co_filename for f in functions if (code := getattr(f, "__code__", None))}
-        torch_folder = Path(torch.__file__).parent
-        return [path for path in map(Path, sorted(names)) if path.is_file() and torch_folder not in path.parents]
-
-    @cached_property
-    def _sources(self) -> list[Source]:
-        sources = []
-        for number, entry in enumerate(self.config.inputs):
-            options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-            if (kind := options.pop("kind", None)) is None:
-                raise UsageError(f"inputs.{number} has no kind; it is one of {', '.join(SOURCES)}")
-            if isinstance(folder := options.get("folder"), str) and "package" not in options:
-                options["folder"] = str(self.config.base / folder)
-            if isinstance(file := options.get("file"), str):
-                options["file"] = str(self._found(file))
-            options |= dict.fromkeys(NETWORK_ROLES & set(entry), self._networks.get(number))
-            sources.append(make("kind of input", SOURCES, kind, options))
-        return sources
-
-    def _found(self, path: str | Path) -> Path:
-        """A file beside the config, or one that ships with the package."""
-        own = self.config.base / path
-        return own if own.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
-
-    @cached_property
-    def _refiner(self) -> Refiner | None:
-        if (asked := self.config.refine) is None:
-            return None
-        options = dict(asked.options)
-        if asked.name == "cluster":
-            options["features"] = self.features
-        return make("refiner", REFINERS, asked.name, options)
+        return self.workload.model
 
     def inputs(self, count: int, offset: int) -> Batches:
-        """``count`` inputs as batches; ``offset`` keeps calibration, held-back and distance inputs apart."""
-        refiner = self._refiner
-        if refiner is None or not (refiner.everywhere or offset == 0):
-            return self._drawn(count, offset)
-        if (count, offset) not in self._refined:
-            drawn = self._drawn(count * refiner.pool, offset)
-            name, portions = PURPOSES.get(offset, str(offset)), [[batch] for batch in drawn]
-            if not refiner.everywhere:
-                portions = [drawn]
-            found = []
-            for number, portion in enumerate(portions):
-                seed = self.config.seed + offset + number
-                wanted = len(portion[0][0]) if refiner.everywhere else count
-                found.append(self._portion(f"{name} {count} {number}", refiner, portion, wanted, seed))
-                self.progress(f"{name} inputs", number + 1, len(portions))
-            self._refined[count, offset] = batched(joined(found), self.config.samples.batch)
-        return self._refined[count, offset]
-
-    def _portion(self, name: str, refiner: Refiner, drawn: Batches, count: int, seed: int) -> tuple[Tensor, ...]:
-        """The columns of ``count`` refined samples, made once."""
-        keep = self.folder.parts("inputs", fingerprint(self._identity))
-        generator = torch.Generator().manual_seed(seed)
-
-        @cache
-        def columns() -> list[Tensor]:
-            return joined(refiner(self.model, drawn, count, generator))
-
-        return tuple(keep(f"{name} {at}", partial(lambda at: columns()[at], at)) for at in range(len(drawn[0])))
-
-    def _drawn(self, count: int, offset: int) -> Batches:
-        """Sources without end are asked with other seeds; a fixed stock of samples is divided."""
-        samples, seed = self.config.samples, self.config.seed
-        compared = samples.distances if self.config.judge.reference is None else 0
-        pool = self._refiner.pool if self._refiner else 1
-        shares = Shares(seed, samples.calibration * pool, samples.heldback, samples.distances, compared)
-        purpose = PURPOSES.get(offset)
-        take = None if purpose is None else lambda stock: shares.of(stock, purpose, count)
-        return draw(self._sources, count, samples.batch, seed + offset, take)
-
-    def lessons(self) -> Batches:
-        """What a recovery learns from: inputs of its own; of a fixed stock, the calibration inputs."""
-        samples = self.config.samples
-        if any(isinstance(source, Stock) for source in self._sources):
-            return self.inputs(samples.calibration, 0)
-        return self.inputs(samples.recovery, LESSONS)
-
-    def _calibration(self, count: int, offset: int) -> Calibration:
-        return Calibration.of(self.inputs(count, offset), device_of(self.model))
+        return self.workload.inputs(count, offset)
 
     @property
     def _layers_key(self) -> str:
-        return fingerprint(self._identity, self.config.layers.model_dump(mode="json"))
+        return fingerprint(self.workload.identity, self.config.layers.model_dump(mode="json"))
 
     def check_unchanged(self) -> None:
         """An ``ArtifactError`` where the folder's map was made for other weights, code or inputs."""
@@ -248,7 +85,7 @@ class Run:
     @cached_property
     def layers(self) -> Layers:
         """``layers.json``."""
-        first = self._calibration(self.config.samples.calibration, 0)
+        first = self.workload.calibration(self.config.samples.calibration, 0)
         return self.folder.stage(
             "layers",
             LAYERS_SCHEMA,
@@ -283,37 +120,21 @@ class Run:
     def subject(self) -> Subject:
         batches = self.inputs(self.config.samples.calibration, 0)
         chosen = self.config.layers  # a map with other ranges is another map
-        memo = self.folder.journal(fingerprint(self._identity, chosen.channel_ranges, chosen.activation_ranges))
+        memo = self.folder.journal(fingerprint(self.workload.identity, chosen.channel_ranges, chosen.activation_ranges))
         return api.make_subject(self.model, batches, self.layers, self.config.seed, memo=memo, progress=self.progress)
-
-    @cached_property
-    def features(self) -> FeatureNet:
-        name, options = self.config.judge.features, self.config.judge.options
-        if name in NETWORKS:
-            if "weights" in options:
-                options = {**options, "weights": str(self.config.base / str(options["weights"]))}
-            network = make("feature network", NETWORKS, name, options)
-            if name in PUBLISHED:
-                fetch_published(name, self.note)
-            return network
-        if ":" not in name:
-            lookup("feature network", {**FEATURES, **NETWORKS}, name)  # says which there are
-        if options:
-            raise UsageError(f"the features {name!r} take no options; those of {', '.join(NETWORKS)} do")
-        return FEATURES[name] if name in FEATURES else resolve(name, self.config.base)
 
     @cached_property
     def reference(self) -> Reference:
         """Real features; without a file of them, those of the float generator on other inputs."""
         path = self.config.judge.reference
         if path is not None:
-            return Reference.load(self._found(path))
+            return Reference.load(self.workload.found(path))
         samples = self.config.samples
-        key = fingerprint(self._identity, samples.distances, self.config.judge.model_dump(mode="json"))
+        key = fingerprint(self.workload.identity, samples.distances, self.config.judge.model_dump(mode="json"))
         found = validation.featurise(
             self.model,
-            self._calibration(samples.distances, REFERENCE),
-            self.features,
+            self.workload.calibration(samples.distances, REFERENCE),
+            self.workload.features,
             self.progress,
             "reference images",
             self.folder.parts("reference", key),
@@ -361,10 +182,10 @@ class Run:
     def _estimator(self, name: str) -> tuple[Estimator, list[Any]]:
         """(the method with its options, what its table depends on)."""
         options = dict(self.config.estimator.options) if name == self.config.estimator.name else {}
-        key = [self._identity, self.layers.to_json(), name, options, self.config.formats]
+        key = [self.workload.identity, self.layers.to_json(), name, options, self.config.formats]
         if name == "fid-proxy":
             target = moments(self.reference.features)
-            options |= {"features": self.features, "reference": target}
+            options |= {"features": self.workload.features, "reference": target}
             key += [self.config.judge.model_dump(mode="json"), digest(target)]
         estimator: Estimator = make("estimator", ESTIMATORS, name, options)
         if "seed" not in options:
@@ -420,7 +241,8 @@ class Run:
             more = (config.groups, self.channels, self.costs)
             if not goal:
                 return solving.search(table, layers, budgets, solvers, subject, *more)
-            judge = targets.judge_of(goal, subject, self.features, self.reference if goal.measure == "fd" else None)
+            reference = self.reference if goal.measure == "fd" else None
+            judge = targets.judge_of(goal, subject, self.workload.features, reference)
             return targets.meet(goal, config.cost, table, layers, budgets, solvers, subject, judge, *more)
 
         return self.folder.stage(
@@ -436,7 +258,7 @@ class Run:
         """``quality.json`` of a map; of the found one with its baselines on both sets of inputs."""
         samples = self.config.samples
         key = [
-            self._identity,
+            self.workload.identity,
             bitmap.to_json(),
             samples.heldback,
             samples.distances,
@@ -454,10 +276,10 @@ class Run:
         def measure() -> QualityReport:
             many, seed = self.inputs(samples.distances, DISTANCES), self.config.seed
             quality = validation.validate(
-                self.model, bitmap, held, self.features, self.reference, many, seed, self.progress, parts
+                self.model, bitmap, held, self.workload.features, self.reference, many, seed, self.progress, parts
             )
             if samples.adversarial:
-                regions = regions_of(self._sources)
+                regions = regions_of(self.workload.sources)
                 quality = validation.with_worst(quality, self.model, bitmap, held, samples.adversarial, regions, seed)
             if found is None:
                 return quality
@@ -480,7 +302,7 @@ class Run:
         """``comparison.json`` and ``comparison.png``: costs and held-back quality of several maps, one quantizer."""
         rows: dict[str, dict[str, Any]] = {}
         for name, given in maps.items():
-            bitmap = self._addressed(given, name)
+            bitmap = addressed(given, self.layers, name)
             quality = self.validate(bitmap, f"quality-{name}")
             costs = {cost: cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
             rows[name] = {"costs": costs, "quality": quality.to_json()}
@@ -511,7 +333,7 @@ class Run:
             check_budgets(self.layers, parse_formats(self.config.formats), asked, self.costs)
         table = self.sensitivity
         found = solving.frontier(table, self.layers, cost, points, budgets, self.costs)
-        peak = span(self.subject.reference) if table.measure == "mse" else 0.0
+        peak = self.subject.peak if table.measure == "mse" else 0.0
         rows = [{**point.to_json(), "predicted_db": decibels(point.predicted, peak)} for point in found]
         about = {"cost": list(cost), "budgets": list(budgets), "measure": table.measure, "peak": peak or None}
         write_json(self.folder.path / "frontier.json", "mpsearch-frontier/1", {**about, "points": rows})
@@ -524,25 +346,6 @@ class Run:
         save_scatter(self.folder.path / "frontier.png", dots, AXES.get(cost[0], cost[0]), up, named=("knee",))
         return rows
 
-    def _addressed(self, bitmap: BitMap, name: str) -> BitMap:
-        """The map under our layer names: other tools name modules, some in lower case; what it lacks is float."""
-        known: dict[str, Layer] = {}
-        for layer in self.layers:
-            for own in (layer.name, *layer.aliases):
-                module = own.rpartition(".")[0]
-                for spelling in (own, module, own.lower(), module.lower()):
-                    known.setdefault(spelling, layer)
-        formats = {layer.name: FLOAT for layer in self.layers}
-        for given, format in bitmap.items():
-            if given not in known:
-                close = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
-                raise UsageError(f"{name}: the generator has no layer {given!r}; the closest is {close[0]!r}")
-            formats[known[given].name] = format
-            if not known[given].allows(format):
-                raise UsageError(f"{name}: {given} cannot take {format.short}")
-        spans = {known[given].name: span for given, span in bitmap.ranges.items()}
-        return BitMap(formats, spans)
-
     def export(self, bitmap: BitMap | None = None, coded: bool = False) -> dict[str, Path]:
         """``export/``: the map as JSON, YAML and CSV, the packed generator, and the entropy-coded one where asked."""
         kinds = dict.fromkeys([*self.kinds, "coded"] if coded else self.kinds)
@@ -552,7 +355,7 @@ class Run:
 
     def report(self, recovered: tuple[str, QualityReport, nn.Module] | None = None) -> Path:
         """``samples.png`` and ``report.md``; ``recovered`` are a method, its quality and its generator."""
-        held = self._calibration(self.config.samples.heldback, HELDBACK)
+        held = self.workload.calibration(self.config.samples.heldback, HELDBACK)
         few = Calibration(held.batches[: -(-16 // self.config.samples.batch)], self.config.seed)
         blocks = {"full precision": torch.cat(outputs(self.model, few))}
         shown = {f"{self.solution.method}: {describe(self.solution.bitmap, self.layers)}": self.solution.bitmap}
@@ -571,32 +374,3 @@ class Run:
         path = self.folder.path / "report.md"
         write_bytes(path, text.encode())
         return path
-
-
-def span(images: Sequence[Tensor]) -> float:
-    """The range of all values: the peak of a PSNR."""
-    return max(batch.max().item() for batch in images) - min(batch.min().item() for batch in images)
-
-
-def decibels(mse: float, peak: float) -> float | None:
-    """PSNR of a mean squared error; None where there is none."""
-    return 10 * math.log10(peak**2 / mse) if mse > 0 and peak > 0 else None
-
-
-def describe(bitmap: BitMap, layers: Layers) -> str:
-    """Mean widths of a map in words."""
-    weights = sum(layer.numel * (bitmap[layer.name].weight_bits or 32) for layer in layers) / layers.numel
-    acts = sorted({str(format.act_bits or "float") for format in bitmap.values()})
-    return f"{weights:.2f} bits a weight, {'/'.join(acts)} activations"
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
-    return device

@@ -507,7 +507,8 @@ def test_every_map_stands_on_both_sets_of_inputs(deep):
 
 def test_held_back_errors_of_baselines_with_activations_use_calibrated_ranges(deep):
     from mpsearch.config import load_config
-    from mpsearch.run import HELDBACK, Run
+    from mpsearch.run import Run
+    from mpsearch.workload import HELDBACK
 
     run = Run(
         load_config("small.yaml", formats=["w3a4", "w4a6", "w6a8"], budgets=["bits<=4"], effort="fast"), deep / "o"

@@ -10,7 +10,8 @@ import torch
 from mpsearch import CalibrationError, load_packed, quantized, read_map
 from mpsearch.calibration import Calibration, outputs
 from mpsearch.config import QualityConfig, SamplesConfig, load_config
-from mpsearch.run import DISTANCES, HELDBACK, Run
+from mpsearch.run import Run
+from mpsearch.workload import DISTANCES, HELDBACK
 from mpsearch.zoo import WEIGHTS, is_published
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -95,7 +96,7 @@ def test_another_file_of_pictures_is_another_run(tmp_path):
         sneakers = file["sneaker"]
     np.savez(tmp_path / "fashion_mnist_shoes.npz", sneaker=sneakers)
     beside = config.model_copy(update={"base": tmp_path})
-    same = Run(beside, tmp_path / "run")._identity
-    assert same == Run(config, tmp_path / "run")._identity
+    same = Run(beside, tmp_path / "run").workload.identity
+    assert same == Run(config, tmp_path / "run").workload.identity
     np.savez(tmp_path / "fashion_mnist_shoes.npz", sneaker=sneakers[::-1])
-    assert same != Run(beside, tmp_path / "run")._identity
+    assert same != Run(beside, tmp_path / "run").workload.identity

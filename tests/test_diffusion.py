@@ -239,7 +239,7 @@ def test_single_steps_are_searched_on_the_trajectories_of_their_sampler(tmp_path
         for name, options in (("two", {"steps": 2}), ("other", {"seed": 4}))
     )
     assert {int(t) for t in two.inputs(8, 0)[0][1]} == {500, 0}
-    assert len({run._identity, two._identity, other._identity}) == 3
+    assert len({run.workload.identity, two.workload.identity, other.workload.identity}) == 3
 
 
 @pytest.mark.parametrize(

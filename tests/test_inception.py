@@ -64,7 +64,7 @@ def test_the_network_is_loaded_without_the_package(installed):
 def test_by_name_in_a_config(installed, tmp_path):
     judge = {"features": "inception", "options": {"weights": installed.name, "low": 0}}
     run = Run(load_config(quality=judge, base=installed.parent), tmp_path / "out")
-    assert run.features == InceptionFeatures(str(installed), 0)
+    assert run.workload.features == InceptionFeatures(str(installed), 0)
 
 
 def test_what_is_missing_is_said_in_one_line(installed, tmp_path, monkeypatch):

@@ -339,16 +339,16 @@ def test_features_by_name(package, tmp_path, monkeypatch):
         config = load_config(quality=judge)
         run = Run(config, tmp_path / "a", note=heard.append)
         assert not heard  # lazily
-        assert run.features == EfficientNetFeatures(0.0, 1.0)
+        assert run.workload.features == EfficientNetFeatures(0.0, 1.0)
         assert "licence MIT" in heard[0]
     for quality, message in {
         "incepton": "unknown feature network 'incepton'; the closest is 'inception' of fashion, pixels, effic",
         "pixels": "the features 'pixels' take no options; those of efficientnet-lite0, inception do",
     }.items():
         with pytest.raises(UsageError, match=message):
-            _ = Run(load_config(quality={**judge, "features": quality}), tmp_path / "b").features
+            _ = Run(load_config(quality={**judge, "features": quality}), tmp_path / "b").workload.features
     with pytest.raises(UsageError, match="feature network 'efficientnet-lite0' has no option 'lo'; it has low, high"):
-        _ = Run(load_config(quality={**judge, "options": {"lo": 0.0}}), tmp_path / "c").features
+        _ = Run(load_config(quality={**judge, "options": {"lo": 0.0}}), tmp_path / "c").workload.features
 
 
 # the real ones

@@ -33,7 +33,8 @@ from mpsearch.inputs.cluster import apportioned, k_means
 from mpsearch.inputs.columns import joined
 from mpsearch.inputs.statistics import mismatch, stored
 from mpsearch.model import evaluating
-from mpsearch.run import DISTANCES, HELDBACK, Run
+from mpsearch.run import Run
+from mpsearch.workload import DISTANCES, HELDBACK
 from mpsearch.zoo import sagan
 
 
@@ -360,7 +361,7 @@ def test_the_sets_of_a_run_are_balanced_and_apart(tmp_path):
     seen = []
     for name, refine in (("plain", None), ("clusters", {"name": "cluster", "options": {"pool": 3}})):
         run = Run(load_config(inputs=config.inputs, samples=SAMPLES, refine=refine), tmp_path / name)
-        run.__dict__["model"] = Latent()
+        run.workload.__dict__["model"] = Latent()
         sets = [joined(run.inputs(count, at)) for count, at in ((20, 0), (12, HELDBACK), (16, DISTANCES))]
         assert [len(z) for z, _ in sets] == [20, 12, 16]
         for _, labels in sets:
@@ -390,7 +391,7 @@ def test_a_run_on_inputs_matched_to_statistics_reports_the_worst_of_them(tmp_pat
         "quality": {"features": "pixels"},
         "effort": "fast",
     }
-    monkeypatch.setattr("mpsearch.run.load_generator", lambda *args: translator)
+    monkeypatch.setattr("mpsearch.workload.load_generator", lambda *args: translator)
     run = Run(load_config(**asked), tmp_path)
     calibration, held = run.inputs(20, 0), run.inputs(12, HELDBACK)
     for batches in (calibration, held):
@@ -407,7 +408,7 @@ def test_a_run_on_inputs_matched_to_statistics_reports_the_worst_of_them(tmp_pat
     assert torch.equal(again.inputs(20, 0)[0][0], calibration[0][0]), "a killed run repeats nothing"
     assert again.quality == quality
     other = Run(load_config(**{**asked, "refine": None}), tmp_path)
-    assert other._identity != run._identity
+    assert other.workload.identity != run.workload.identity
 
 
 def test_more_worst_inputs_than_pairs_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ import yaml
 from torch import nn
 
 from mpsearch.artifact import write_bytes
-from mpsearch.errors import ArtifactError
+from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.quant import WeightBank
-from mpsearch.types import FLOAT_BITS, BitMap, Layers
+from mpsearch.types import FLOAT, FLOAT_BITS, BitMap, Layer, Layers
 
 SCHEMA = "mpsearch-bitmap/1"
 FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -157,3 +158,23 @@ def _from_csv(text: str) -> dict[str, Any]:
             entry["act_range"] = [float(lows[0]), float(highs[0])]
         layers[row["layer"]] = entry
     return {"layers": layers}
+
+
+def addressed(bitmap: BitMap, layers: Layers, name: str) -> BitMap:
+    """The map under our layer names: other tools name modules, some in lower case; what it lacks is float."""
+    known: dict[str, Layer] = {}
+    for layer in layers:
+        for own in (layer.name, *layer.aliases):
+            module = own.rpartition(".")[0]
+            for spelling in (own, module, own.lower(), module.lower()):
+                known.setdefault(spelling, layer)
+    formats = {layer.name: FLOAT for layer in layers}
+    for given, format in bitmap.items():
+        if given not in known:
+            close = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
+            raise UsageError(f"{name}: the generator has no layer {given!r}; the closest is {close[0]!r}")
+        formats[known[given].name] = format
+        if not known[given].allows(format):
+            raise UsageError(f"{name}: {given} cannot take {format.short}")
+    spans = {known[given].name: span for given, span in bitmap.ranges.items()}
+    return BitMap(formats, spans)

@@ -1,7 +1,7 @@
 """What a person looks at: a picture grid and a page of numbers."""
 
 from mpsearch.report.grid import save_grid
-from mpsearch.report.page import beside, gains, notes, page
+from mpsearch.report.page import beside, describe, gains, notes, page
 from mpsearch.report.scatter import save_scatter
 
-__all__ = ["beside", "gains", "notes", "page", "save_grid", "save_scatter"]
+__all__ = ["beside", "describe", "gains", "notes", "page", "save_grid", "save_scatter"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mpsearch.types import Interval, Layers, QualityReport, Reached, Solution, Table, within
+from mpsearch.types import BitMap, Interval, Layers, QualityReport, Reached, Solution, Table, within
 
 NAMES = {  # of figures, and the factor that they are shown with
     "fd": ("Fréchet distance (FD)", 1.0),
@@ -240,3 +240,10 @@ def number(value: float) -> str:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def describe(bitmap: BitMap, layers: Layers) -> str:
+    """Mean widths of a map in words."""
+    weights = sum(layer.numel * (bitmap[layer.name].weight_bits or 32) for layer in layers) / layers.numel
+    acts = sorted({str(format.act_bits or "float") for format in bitmap.values()})
+    return f"{weights:.2f} bits a weight, {'/'.join(acts)} activations"
