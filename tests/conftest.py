@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import mpsearch
 from mpsearch.api import make_subject
 from mpsearch.errors import UsageError
 from mpsearch.subject import Subject
@@ -114,6 +115,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[tuple[Any, ..
     "attentive": (Attentive, lambda: [(z,) for z in _draw(8, 6).split(4)]),
     "volume": (Volume, lambda: [(_draw(4, 2, 8), torch.linspace(0, 1, 4))]),
 }
+
+
+def error(model: nn.Module, bitmap: Any, batches: Any, bank: Any = None) -> float:
+    """Mean squared error of the images under a map, summed over the batches."""
+    with torch.no_grad():
+        images = [model(*batch) for batch in batches]
+    with mpsearch.quantized(model, bitmap, batches, bank) as small, torch.no_grad():
+        pairs = zip(batches, images, strict=True)
+        return sum((small(*batch) - image).square().mean().item() for batch, image in pairs)
 
 
 def build(name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import error
 from torch import nn
 
 import mpsearch
@@ -10,14 +11,6 @@ from mpsearch.calibration import Calibration
 from mpsearch.quant import WeightBank
 from mpsearch.recovery import BiasCorrection
 from mpsearch.recovery.trial import Trial
-
-
-def error(model, bitmap, batches, bank=None):
-    with torch.no_grad():
-        images = [model(*batch) for batch in batches]
-    with mpsearch.quantized(model, bitmap, batches, bank) as small, torch.no_grad():
-        pairs = zip(batches, images, strict=True)
-        return sum((small(*batch) - image).square().mean().item() for batch, image in pairs)
 
 
 def shown(model, bitmap, batches):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import error
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -130,24 +131,17 @@ def unbalanced():
     return models
 
 
-def error(model, bank, bitmap, batches):
-    with mpsearch.quantized(model, bitmap, bank=bank) as small, torch.no_grad():
-        found = [small(*batch) for batch in batches]
-    with torch.no_grad():
-        return sum((own - model(*batch)).square().mean().item() for own, batch in zip(found, batches, strict=True))
-
-
 def test_what_was_thrown_off_balance_is_brought_back_on_unseen_inputs(snapshot):
     balanced, model = unbalanced()
     batches, unseen = inputs(8), inputs(12)[8:]
     errors = {}
     for name, own in (("balanced", balanced), ("unbalanced", model)):
         bitmap = with_ranges(own, BitMap({"0.weight": "w4", "2.weight": "w4a6"}), batches, WeightBank(own))
-        errors[name] = error(own, None, bitmap, unseen)
+        errors[name] = error(own, bitmap, unseen)
     shot = snapshot(model)
     bank = mpsearch.recover(model, bitmap, batches, "equalise")
     shot.check()
-    assert error(model, bank, bitmap, unseen) < 1.3 * errors["balanced"] < 0.2 * errors["unbalanced"]
+    assert error(model, bitmap, unseen, bank) < 1.3 * errors["balanced"] < 0.2 * errors["unbalanced"]
 
 
 @pytest.fixture
@@ -179,7 +173,7 @@ def test_training_starts_from_the_scaled_weights(equalised):
     unseen = inputs(12)[8:]
     trained = mpsearch.recover(model, bitmap, batches, "distil", bank=bank, steps=60)
     assert trained.floats == bank.floats
-    assert error(model, trained, bitmap, unseen) < error(model, bank, bitmap, unseen)
+    assert error(model, bitmap, unseen, trained) < error(model, bitmap, unseen, bank)
 
 
 @pytest.mark.parametrize(("method", "options"), [("bias", {}), ("adaround", {"steps": 60})])
@@ -188,7 +182,7 @@ def test_methods_that_compare_layers_compare_those_of_the_scaled_generator(metho
     batches, unseen, bitmap = inputs(8), inputs(12)[8:], BitMap({"0.weight": "w3", "2.weight": "w3"})
     bank = mpsearch.recover(model, bitmap, batches, "equalise")
     after = mpsearch.recover(model, bitmap, batches, method, bank=bank, **options)
-    assert error(model, after, bitmap, unseen) < 0.98 * error(model, bank, bitmap, unseen)
+    assert error(model, bitmap, unseen, after) < 0.98 * error(model, bitmap, unseen, bank)
     before, now = (own.quantized("0.weight", bitmap["0.weight"]) for own in (bank, after))
     moved = after.tensors["0.bias"] - bank.tensors["0.bias"] if method == "bias" else now.codes - before.codes
     assert moved.any(), "the giver, whose outputs are not those of the model, has learnt as well"
@@ -201,8 +195,8 @@ def test_scales_that_are_wrong_are_found_again_in_the_scaled_generator():
     stored = bank.quantized("0.weight", bitmap["0.weight"])
     wrong = bank.recovered(bitmap, Recovered({"0.weight": stored.with_learnable({"scale": 1.5 * stored.scale})}))
     found = mpsearch.recover(model, bitmap, batches, "scales", bank=wrong)
-    assert error(model, found, bitmap, unseen) < 1.1 * error(model, bank, bitmap, unseen)
-    assert error(model, wrong, bitmap, unseen) > 2 * error(model, bank, bitmap, unseen)
+    assert error(model, bitmap, unseen, found) < 1.1 * error(model, bitmap, unseen, bank)
+    assert error(model, bitmap, unseen, wrong) > 2 * error(model, bitmap, unseen, bank)
 
 
 @pytest.mark.parametrize("text", ["w3zg72", "w[2*1,4*2]", "p3", "w3r1"])
@@ -210,7 +204,7 @@ def test_every_stored_form_is_made_from_the_scaled_weights(text):
     _, model = unbalanced()
     batches, bitmap = inputs(8), BitMap({"0.weight": "w6", "2.weight": text})
     bank = mpsearch.recover(model, bitmap, batches, "equalise")
-    assert error(model, bank, bitmap, batches) < 0.9 * error(model, None, bitmap, batches)
+    assert error(model, bitmap, batches, bank) < 0.9 * error(model, bitmap, batches)
 
 
 def test_where_nothing_can_be_scaled_nothing_is_found():

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from conftest import error
 from torch import nn
 
 import mpsearch
@@ -22,14 +23,6 @@ def loud():
     size = torch.logspace(-1, 1, 8)[:, None, None]
     batches = [(torch.randn(8, 8, 10, 10, generator=torch.Generator().manual_seed(seed)) * size,) for seed in range(9)]
     return nn.Sequential(*layers).eval(), batches
-
-
-def error(model, bitmap, batches, bank=None):
-    with torch.no_grad():
-        expected = [model(*batch) for batch in batches]
-    with mpsearch.quantized(model, bitmap, batches, bank) as small, torch.no_grad():
-        pairs = zip(batches, expected, strict=True)
-        return sum((small(*batch) - image).square().mean().item() for batch, image in pairs)
 
 
 def test_scales_for_the_output_are_better_on_unseen_inputs_and_leave_the_model_alone(snapshot):

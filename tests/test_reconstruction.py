@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import error
 from torch import nn
 
 import mpsearch
@@ -45,21 +46,13 @@ MAP = dict.fromkeys(("inlet.weight", "outlet.weight"), "w3") | {
 }
 
 
-def error(model, batches, bank=None):
-    with torch.no_grad():
-        expected = [model(*batch) for batch in batches]
-    with mpsearch.quantized(model, MAP, bank=bank) as small, torch.no_grad():
-        pairs = zip(batches, expected, strict=True)
-        return sum((small(*batch) - image).square().mean().item() for batch, image in pairs)
-
-
 @pytest.mark.parametrize(("method", "share"), [("adaround", 1.0), ("blocks", 0.9)])
 def test_it_gains_on_unseen_inputs(net, method, share, snapshot):
     model, batches = net
     shot = snapshot(model)
     bank = mpsearch.recover(model, MAP, batches[:8], method)
     shot.check()
-    assert error(model, batches[8:], bank) < share * error(model, batches[8:])
+    assert error(model, MAP, batches[8:], bank) < share * error(model, MAP, batches[8:])
     again = mpsearch.recover(model, MAP, batches[:8], method)
     for layer, text in MAP.items():
         stored = [own.quantized(layer, mpsearch.Format.parse(text)) for own in (bank, again)]
