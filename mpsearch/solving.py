@@ -53,14 +53,16 @@ from mpsearch.types import (
 T = TypeVar("T")
 Array = NDArray[np.float64]
 
+# Standard errors that a longer search must win by: of five hundred maps judged on the same inputs some gain 2 by luck.
+SURE = 2.5
 EFFORTS: Mapping[str, tuple[Solver, ...]] = {
     "fast": (),
     "standard": (Singles(), Refine(evaluations=150, restarts=2)),
     "thorough": (
         Singles(),
         Refine(evaluations=150, restarts=2),
-        Refine(evaluations=400, restarts=4, others=4, patience=96, sure=1.0),  # so long a search fits the inputs too
-        Bayes(evaluations=60, sure=1.0),
+        Refine(evaluations=400, restarts=4, others=4, patience=96, sure=SURE),
+        Bayes(evaluations=60, sure=SURE),
     ),
 }
 
