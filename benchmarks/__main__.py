@@ -92,17 +92,16 @@ def main(names: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for name in names or NAMES:
         module, path = import_module(f"benchmarks.{name}"), RESULTS / f"{name}.json"
-        some = path.exists() and any(choice in os.environ for choice in CHOICES)
-        if not some:
-            path.unlink(missing_ok=True)
+        some = any(choice in os.environ for choice in CHOICES)
         for row in module.measure():  # a list, or as they come
             print(row, flush=True)
             key = getattr(module, "KEY", tuple(row))
             with alone():
-                rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+                rows: list[Row] = json.loads(path.read_text())["rows"] if some and path.exists() else []
                 rows = merged([row for row in rows if row.get("generator") != "mean"], row, key)
                 found = {"machine": about(), "rows": [*rows, *mean_of(rows, key, getattr(module, "MEAN", ()))]}
                 path.write_text(json.dumps(found, indent=1) + "\n")
+            some = True  # what a whole table takes the place of is there until its first row
         print(section(name, json.loads(path.read_text())) + "\n", flush=True)
     stored = [(name, RESULTS / f"{name}.json") for name in NAMES + LONG if (RESULTS / f"{name}.json").exists()]
     parts = ["# Results", "Printed by `make bench`; under each table the machine of the run that printed it."]
