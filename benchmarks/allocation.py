@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import mpsearch
+from benchmarks.peers import PeerError, mct, modelopt
 from mpsearch.api import make_subject
 from mpsearch.budgets import limit_of
 from mpsearch.config import load_config
@@ -42,6 +43,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 LATENTS, PHOTOGRAPHS, RANDOM = (64, 256), (16, 64), 200  # calibration and held-back inputs
 KEY, MEAN = ("generator", "bits"), "all"
 LADDER = ("fast", "standard", "thorough")
+PEERS = {"ModelOpt": modelopt, "MCT": mct}
 ASKED = os.environ.get("EFFORTS", " ".join(LADDER)).split()
 Batches = list[tuple[Any, ...]]
 
@@ -159,14 +161,12 @@ def _random(problem: Problem, subject: Subject) -> BitMap:
 
 
 def _peers(model: nn.Module, batches: Batches, bits: float) -> tuple[dict[str, BitMap], dict[str, float]]:
-    from benchmarks import peers
-
     maps, seconds = {}, {}
-    for label, call in (("ModelOpt", peers.modelopt), ("MCT", peers.mct)):
+    for label, call in PEERS.items():
         start = time.perf_counter()
         try:
             maps[label] = BitMap(call(model, batches, bits))
-        except (ImportError, peers.PeerError, MpsearchError):
+        except (ImportError, PeerError, MpsearchError):
             continue
         seconds[label] = time.perf_counter() - start
     return maps, seconds
