@@ -1,16 +1,15 @@
-"""The command line: tables, progress bars and exit codes; no logic."""
+"""The command line: commands, progress bars and exit codes; no logic."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,13 +22,11 @@ from mpsearch.errors import MpsearchError
 from mpsearch.export import read_map
 from mpsearch.model import one_line
 from mpsearch.recovery import RECOVERERS
-from mpsearch.recovery_run import Recovery, resumed
-from mpsearch.report.page import beside, gains, number
-from mpsearch.report.page import notes as notes_on
+from mpsearch.recovery_run import resumed
+from mpsearch.report import sheets
 from mpsearch.run import Run
 from mpsearch.sensitivity import ESTIMATORS
 from mpsearch.sensitivity.compare import agreement
-from mpsearch.types import Interval, QualityReport, Solution
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
@@ -62,17 +59,7 @@ def layers(config: Config = None, out: Out = None) -> None:
     Example: `mpsearch layers configs/zoo-dcgan-faces.yaml`
     """
     with working(config, out) as run:
-        sheet = Sheet("layer", "kind", "shape", "weights", "MACs", "activations")
-        for layer in run.layers:
-            shape = "×".join(map(str, layer.shape))
-            sheet.add_row(
-                layer.name, layer.kind, shape, number(layer.numel), number(layer.macs), number(layer.act_elements)
-            )
-    screen.print(sheet)
-    for layer in run.layers:
-        if layer.rule:
-            screen.print(f"{layer.name}: {layer.rule}", soft_wrap=True, highlight=False)
-    screen.print(f"{len(run.layers)} layers, {run.layers.numel:,} weights; {run.layers.rest_bytes:,} bytes stay float")
+        show(sheets.of_layers(run.layers))
 
 
 @app.command()
@@ -98,24 +85,13 @@ def sensitivity(
         table = run.sensitivity
         parts = run.strata if strata else {}
         tables = {name: run.table(name) for name in ESTIMATORS} if compare else {}
-    sheet = Sheet("layer", *map(str, table.formats), title=f"{table.measure}, {table.source}")
-    for unit, values, errors in zip(table.units, table.values, table.stderr, strict=True):
-        cells = ["–" if np.isnan(v) else f"{v:.1e} ±{e:.0e}" for v, e in zip(values, errors, strict=True)]
-        sheet.add_row(str(unit), *cells)
-    screen.print(sheet)
+    show(sheets.of_table(table))
     if parts:
-        sheet = Sheet("class or timestep", *map(str, table.formats), title="sum of the layers")
-        for name, part in parts.items():
-            sheet.add_row(name, *(f"{value:.1e}" for value in np.nansum(part.values, 0)))
-        screen.print(sheet)
+        show(sheets.of_strata(parts))
     if tables:
-        sheet = Sheet("estimator", "rank correlation with the true error", "log correlation", "cells")
-        for name, other in tables.items():
-            rank, log, cells_used = agreement(other, tables["perturbation"])
-            sheet.add_row(name, f"{rank:.4f}", f"{log:.4f}", str(cells_used))
-        screen.print(sheet)
+        show(sheets.of_agreement({name: agreement(other, tables["perturbation"]) for name, other in tables.items()}))
         floor = (tables["fid-proxy"].notes or {})["noise_floor"]
-        screen.print(f"noise floor of the Fréchet distance: {floor:.3g}")
+        show([f"noise floor of the Fréchet distance: {floor:.3g}"])
 
 
 @app.command()
@@ -132,7 +108,7 @@ def search(
     asked = {"budgets": budget, "formats": formats, "effort": effort, "solver": chosen, "groups": groups, "seed": seed}
     with working(config, out, latency=latency and latency.resolve(), target=target, **asked) as run:
         solution = run.solution
-    show_solution(solution)
+    show(sheets.of_solution(solution))
 
 
 @app.command()
@@ -143,7 +119,7 @@ def validate(config: Config = None, out: Out = None, bitmap: MapFile = None, see
     """
     with working(config, out, seed=seed) as run:
         quality = run.quality if bitmap is None else run.validate(read_map(bitmap), f"quality-{bitmap.stem}")
-    show_quality(quality)
+    show(sheets.of_quality(quality))
 
 
 @app.command()
@@ -159,15 +135,7 @@ def compare(
     labels = [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names, 1)]
     with working(config, out, seed=seed) as run:
         rows = run.compare(dict(zip(labels, map(read_map, maps), strict=True)))
-    costs = next(iter(rows.values()))["costs"]
-    sheet = Sheet("map", *costs, "PSNR, dB", "SSIM", "FD float", "FD quantized")
-    for name, row in rows.items():
-        quality, fd = row["quality"], row["quality"]["figures"]["fd"]
-        found = [quality["psnr_db"], quality["ssim"], fd["float"], fd["quantized"]]
-        cells = [f"{q['value']:.4g} [{q['low']:.4g}, {q['high']:.4g}]" if q else "–" for q in found]
-        sheet.add_row(name, *map(number, row["costs"].values()), *cells)
-    screen.print(sheet)
-    screen.print(str(run.folder.path / "comparison.png"), soft_wrap=True, highlight=False)
+    show([*sheets.of_comparison(rows), str(run.folder.path / "comparison.png")])
 
 
 @app.command()
@@ -192,19 +160,7 @@ def pareto(
     traded = cost or ["size"]
     with working(config, out, formats=formats, seed=seed) as run:
         rows = run.frontier(traded, points, budget or ())
-    sheet = Sheet(
-        *rows[0]["costs"],
-        f"predicted {run.sensitivity.measure}",
-        "PSNR, dB",
-        "",
-        title=f"damage over {', '.join(traded)}",
-    )
-    for row in rows:
-        db, marks = row["predicted_db"], ("knee" if row["knee"] else "") + ("" if row["optimal"] else " not proven")
-        cells = (f"{row['predicted']:.4e}", "–" if db is None else f"{db:.2f}", marks.strip())
-        sheet.add_row(*map(number, row["costs"].values()), *cells)
-    screen.print(sheet)
-    screen.print(str(run.folder.path / "frontier.png"), soft_wrap=True, highlight=False)
+    show([*sheets.of_frontier(rows, traded, run.sensitivity.measure), str(run.folder.path / "frontier.png")])
 
 
 @app.command()
@@ -219,8 +175,7 @@ def export(
     """
     with working(config, out, seed=seed) as run:
         files = run.export(None if bitmap is None else read_map(bitmap), coded)
-    for kind, path in files.items():
-        screen.print(f"{kind}: {path} ({path.stat().st_size:,} bytes)", soft_wrap=True)
+    show(f"{kind}: {path} ({path.stat().st_size:,} bytes)" for kind, path in files.items())
 
 
 @app.command()
@@ -242,7 +197,7 @@ def recover(
     asked = [*(MethodConfig(name=name) for name in names), MethodConfig(name=last, options=options_of(option or ()))]
     with working(resumed(folder), folder) as work:
         found = recovery_run.recover(work, asked if method or option else ())
-    show_recovery(found)
+    show(sheets.of_recovery(found.method, found.seconds, found.before, found.after))
 
 
 @app.command()
@@ -262,73 +217,21 @@ def run(
         report = work.report()
         asked_again = work.config.recover or recovery_run.made(work)
         recovered = recovery_run.recover(work, asked_again) if asked_again else None
-    show_solution(solution)
-    show_quality(quality)
+    show(sheets.of_solution(solution))
+    show(sheets.of_quality(quality))
     if recovered:
-        show_recovery(recovered)
-    for path in sorted(p for p in report.parent.rglob("*") if p.is_file()):
-        if "parts" not in path.relative_to(report.parent).parts:  # what a killed run would go on from
-            screen.print(str(path), soft_wrap=True, highlight=False)
+        show(sheets.of_recovery(recovered.method, recovered.seconds, recovered.before, recovered.after))
+    made = sorted(path for path in report.parent.rglob("*") if path.is_file())
+    # Parts are what a killed run would go on from.
+    show(str(path) for path in made if "parts" not in path.relative_to(report.parent).parts)
 
 
-def show_recovery(found: Recovery) -> None:
-    sheet = Sheet("the same map", "PSNR, dB", "SSIM", "FD", title=f"{found.method}, {found.seconds:.0f} s")
-    for label, quality in (("nearest weights", found.before), ("recovered", found.after)):
-        fd = quality.figures["fd"].quantized
-        sheet.add_row(label, *map(_spread, (quality.psnr_db, quality.ssim, fd)))
-    screen.print(sheet)
-
-
-def show_solution(solution: Solution) -> None:
-    sheet = Sheet("layer", "format", "weight bits", "activation bits", title=f"bit map by {solution.method}")
-    for name, format in solution.bitmap.items():
-        sheet.add_row(
-            name,
-            format.short,
-            f"{format.weight_bits:.4g}" if format.weight_bits else "float",
-            str(format.act_bits or "float"),
-        )
-    screen.print(sheet)
-    sheet = Sheet("map", *solution.costs, "true error (MSE)")
-    rows: dict[str, Any] = {solution.method: solution, **{f"baseline {n}": b for n, b in solution.baselines.items()}}
-    for name, entry in rows.items():
-        sheet.add_row(name, *map(number, entry.costs.values()), f"{entry.error.value:.4e}" if entry.error else "–")
-    screen.print(sheet)
-    for text, limit in solution.limits.items():
-        screen.print(f"budget {text}: {number(solution.costs[text.split('<=')[0]])} <= {number(limit)}")
-    if solution.target:
-        met = solution.target
-        value, spare = f"{met.value:.4g}", f"{met.margin:.2g} to spare"
-        screen.print(f"target {met.target} at the least {met.cost}: {value} on calibration inputs, {spare}")
-    if solution.dominated:
-        left = ", ".join(f"{format} ({n} of the layers)" for format, n in solution.dominated.items())
-        screen.print(f"left out, for they cost more and hurt more than others: {left}", soft_wrap=True)
-
-
-def show_quality(quality: QualityReport) -> None:
-    sheet = Sheet("held-back", "float", "quantized", "noise floor", "n")
-    for name in ("mse", "psnr_db", "ssim", "feature_distance", "feature_share"):
-        if value := getattr(quality, name):
-            sheet.add_row(name, "–", _spread(value), _spread(quality.floors.get(name)), str(value.n))
-    for name, figure in quality.figures.items():
-        cells = (_spread(figure.float), _spread(figure.quantized), _spread(figure.floor))
-        sheet.add_row(name, *cells, str(figure.quantized.n))
-    screen.print(sheet)
-    if quality.maps:
-        head, rows = beside(quality, brief=True)
-        sheet = Sheet(*head, title="PSNR in dB, and the gain of the found map")
-        for row in rows:
-            sheet.add_row(*row)
-        screen.print(sheet)
-        screen.print(gains(quality) or "gain over uniform: unknown, no uniform map meets the budgets")
-    screen.print(f"figures against {quality.reference} ({quality.reference_n} samples), features: {quality.features}")
-    screen.print(notes_on(quality), soft_wrap=True, highlight=False)
-    for warning in quality.warnings:
-        screen.print(f"warning: {warning}", soft_wrap=True, highlight=False)
-
-
-def _spread(value: Interval | None) -> str:
-    return "–" if value is None else f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
+def show(shown: Iterable[Sheet | str]) -> None:
+    for part in shown:
+        if isinstance(part, str):
+            screen.print(part, soft_wrap=True, markup=False, highlight=False)
+        else:
+            screen.print(part)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a person looks at: a picture grid and a page of numbers."""
+"""What a person looks at: picture grids, a page of numbers, tables for a terminal."""
 
 from mpsearch.report.grid import save_grid
 from mpsearch.report.page import beside, describe, gains, notes, page
