@@ -234,8 +234,10 @@ def export(
     bitmap = with_ranges(model, bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap), calibration, bank)
     bitmap = BitMap({layer.name: FLOAT for layer in layers} | dict(bitmap), bitmap.ranges)
     layers = _ranged(layers, bitmap)
-    for layer in layers:
-        bank.dequantized(layer.name, bitmap[layer.name])  # a format that it cannot take is refused before any file
+    for layer in layers:  # what it cannot take is refused before any file
+        bank.dequantized(layer.name, bitmap[layer.name])
+        if bitmap[layer.name].act_bits and not layer.act_elements:
+            raise UsageError(f"{layer.name} is never called on these inputs: its activations cannot be quantized")
     files: dict[str, Path] = {}
     for exporter in exporters:
         files |= exporter(model, layers, bitmap, bank, Path(out))

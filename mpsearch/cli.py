@@ -118,7 +118,11 @@ def validate(config: Config = None, out: Out = None, bitmap: MapFile = None, see
     Example: `mpsearch validate --bitmap my-map.json --out runs/mine`
     """
     with working(config, out, seed=seed) as run:
-        quality = run.quality if bitmap is None else run.validate(read_map(bitmap), f"quality-{bitmap.stem}")
+        quality = (
+            run.quality
+            if bitmap is None
+            else run.validate(run.addressed(read_map(bitmap), bitmap.stem), f"quality-{bitmap.stem}")
+        )
     show(sheets.of_quality(quality))
 
 
@@ -174,7 +178,7 @@ def export(
     Example: `mpsearch export configs/zoo-dcgan-faces.yaml --out runs/faces`
     """
     with working(config, out, seed=seed) as run:
-        files = run.export(None if bitmap is None else read_map(bitmap), coded)
+        files = run.export(None if bitmap is None else run.addressed(read_map(bitmap), bitmap.stem), coded)
     show(f"{kind}: {path} ({path.stat().st_size:,} bytes)" for kind, path in files.items())
 
 
@@ -193,10 +197,11 @@ def recover(
 
     Example: `mpsearch recover runs/sagan --method distil --option steps=1000`
     """
-    *names, last = method or ["distil"]
-    asked = [*(MethodConfig(name=name) for name in names), MethodConfig(name=last, options=options_of(option or ()))]
-    with working(resumed(folder), folder) as work:
-        found = recovery_run.recover(work, asked if method or option else ())
+    config = resumed(folder)
+    *first, last = [MethodConfig(name=name) for name in method or ()] or config.recover or [MethodConfig(name="distil")]
+    asked = [*first, MethodConfig(name=last.name, options=last.options | options_of(option or ()))]
+    with working(config, folder) as work:
+        found = recovery_run.recover(work, asked)
     show(sheets.of_recovery(found.method, found.seconds, found.before, found.after))
 
 
@@ -212,6 +217,7 @@ def run(
     """
     asked = {"budgets": budget, "formats": formats, "effort": effort, "groups": groups, "seed": seed}
     with working(config, out, latency=latency and latency.resolve(), target=target, **asked) as work:
+        recovery_run.check(work)
         solution, quality = work.solution, work.quality
         work.export()
         report = work.report()

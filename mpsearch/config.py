@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from mpsearch.errors import UsageError
 from mpsearch.types import Budget, RangeFit, Target, parse_formats
 
 Effort = Literal["fast", "standard", "thorough"]
+EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 
 
 class _Strict(BaseModel):
@@ -172,7 +174,7 @@ def load_config(path: str | Path | None = None, **overrides: Any) -> RunConfig:
     payload: Any = {}
     if path is not None:
         try:
-            payload = yaml.safe_load(Path(path).read_text()) or {}
+            payload = _numbers(yaml.safe_load(Path(path).read_text()) or {})
         except OSError as error:
             raise UsageError(f"cannot read the config {path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -204,5 +206,14 @@ def options_of(texts: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise UsageError(f"the option {text!r} is not of the form name=value, such as steps=1000")
-        found[name] = yaml.safe_load(value)
+        found[name] = _numbers(yaml.safe_load(value))
     return found
+
+
+def _numbers(value: Any) -> Any:
+    """With numbers such as ``1e-3``, which YAML 1.1 takes for text for want of a point."""
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value

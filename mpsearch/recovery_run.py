@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,10 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
         start = time.perf_counter()
         parts = run.folder.parts("recovery", key)
         bank, lessons = None, run.workload.lessons()
-        for at, method in enumerate(methods):
-            snapshot = run.folder.snapshot(f"recovery-{at}", _key(run, methods[: at + 1]))
-            bank = api.recover(run.model, bitmap, lessons, method, seed, run.progress, bank, snapshot, run.layers)
+        with _heard() as said:
+            for at, method in enumerate(methods):
+                snapshot = run.folder.snapshot(f"recovery-{at}", _key(run, methods[: at + 1]))
+                bank = api.recover(run.model, bitmap, lessons, method, seed, run.progress, bank, snapshot, run.layers)
         seconds = time.perf_counter() - start
         if bank:
             _check_budgets(run, bank)
@@ -88,6 +91,7 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
         after = validation.validate(
             run.model, bitmap, held, run.workload.features, run.reference, many, seed, run.progress, parts, bank
         )
+        after = replace(after, warnings=(*said, *after.warnings))
         api.export(run.model, bitmap, packed.parent, held[:1], run.kinds, run.layers, bank)
         parts.clear()
         return Recovery(about, run.quality, after, seconds, chosen)
@@ -95,6 +99,18 @@ def recover(run: Run, asked: Sequence[MethodConfig] = ()) -> Recovery:
     found = run.folder.stage("recovery", SCHEMA, key, compute, Recovery.to_json, Recovery.from_json)
     run.report((" and ".join(one.name for one in chosen), found.after, load_packed(packed, run.model)))
     return found
+
+
+def check(run: Run) -> None:
+    """A ``UsageError`` where the recovery that the config asks for cannot be done: sooner than after the search."""
+    samples = run.config.samples
+    for asked in run.config.recover:
+        _method(run, asked)
+        if samples.recovery <= samples.batch:
+            raise UsageError(
+                f"samples: recovery {samples.recovery} are one batch of {samples.batch}, and a recovery keeps one "
+                f"back: ask for {2 * samples.batch} or more"
+            )
 
 
 def made(run: Run) -> tuple[MethodConfig, ...]:
@@ -111,6 +127,21 @@ def _asked(payload: Mapping[str, Any]) -> tuple[MethodConfig, ...]:
         return tuple(MethodConfig.model_validate(entry) for entry in payload.get("asked", ()))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"not a recovery: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Fills the list with the warnings that are given meanwhile, such as of a loss that is not finite."""
+    said: list[str] = []
+    show = warnings.showwarning
+
+    def hear(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        said.append(str(message))
+        show(message, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = hear
+        yield said
 
 
 def _key(run: Run, methods: Sequence[Recoverer]) -> str:

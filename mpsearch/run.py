@@ -298,11 +298,17 @@ class Run:
     def quality(self) -> QualityReport:
         return self.validate(self.solution.bitmap, found=self.solution)
 
+    def addressed(self, given: BitMap, label: str) -> BitMap:
+        """A foreign map under the names of the layers, with the calibrated ranges where it has none of its own."""
+        bitmap = addressed(given, self.layers, label)
+        fitted = self.subject.with_ranges(bitmap)
+        return fitted.with_ranges({**fitted.ranges, **bitmap.ranges})
+
     def compare(self, maps: Mapping[str, BitMap]) -> dict[str, dict[str, Any]]:
         """``comparison.json`` and ``comparison.png``: costs and held-back quality of several maps, one quantizer."""
         rows: dict[str, dict[str, Any]] = {}
         for name, given in maps.items():
-            bitmap = addressed(given, self.layers, name)
+            bitmap = self.addressed(given, name)
             quality = self.validate(bitmap, f"quality-{name}")
             costs = {cost: cost_of(cost, bitmap, self.layers, self.costs) for cost in self.costs}
             rows[name] = {"costs": costs, "quality": quality.to_json()}

@@ -23,6 +23,7 @@ from mpsearch.search import (
     Quadratic,
     Refine,
     Singles,
+    bound_by_channel,
     counted,
     knee,
     leap_channels,
@@ -260,10 +261,14 @@ def _regroup(
         return {name: value for name, value in costs.items() if name not in unknown}
 
     baselines = {**solution.baselines, "layer-wise": whole}
+    bound = bound_by_channel(channels, solution.bitmap, limits, price)
     return replace(
         solution,
         bitmap=found,
         predicted=after,
+        status="feasible",
+        bound=bound,
+        gap=None if bound is None else max(after - bound, 0.0) / max(abs(after), 1e-300),
         error=error,
         costs=known(spent),
         seconds=seconds,

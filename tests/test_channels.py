@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import SMALL, call, project  # noqa: F401
+from torch import nn
 
 import mpsearch
 from mpsearch import BitMap, Budget, Layer, Layers, Table, Unit, UsageError, load_packed, quantized
@@ -167,7 +168,8 @@ def test_split_layers_compute_what_the_map_says(case, snapshot):
         formats[layer.name] = Format.of_channels(torch.randint(2, 6, (layer.channels,), generator=seed).tolist(), act)
     bitmap = make_subject(model, batches).with_ranges(BitMap(formats))
     wanted = outputs_of(model, bitmap, batches)
-    if {layer.kind for layer in layers} - {"Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d"}:
+    convolutions = {f"Conv{kind}{d}d" for kind in ("", "Transpose") for d in (1, 2, 3)}
+    if {layer.kind for layer in layers} - convolutions - {"Linear"}:
         with pytest.raises(UsageError, match="cannot be split"):
             split(model, bitmap)
         shot.check()
@@ -187,6 +189,59 @@ def test_split_layers_compute_what_the_map_says(case, snapshot):
 def outputs_of(model, bitmap, batches):
     with quantized(model, bitmap):
         return outputs(model, Calibration.of(batches))
+
+
+class Reading(nn.Module):
+    """Computes with the weight of its layer itself, as modulated convolutions do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) * self.layer.weight.square().sum() + self.layer.bias.sum() + self.layer.out_channels
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(12, 12, 3, groups=12),
+        nn.Conv2d(12, 24, 3, groups=12, stride=2),
+        nn.Conv2d(12, 18, 3, groups=3),
+        nn.ConvTranspose2d(12, 9, 4, 2, groups=3),
+        nn.ConvTranspose2d(12, 9, 4),
+    ],
+    ids=["depthwise", "multiplied", "grouped", "grouped and transposed", "transposed"],
+)
+def test_split_layers_of_groups_and_their_weight(layer):
+    model = Reading(layer)
+    batches = [(torch.randn(4, 12, 9, 9, generator=torch.Generator().manual_seed(1)),)]
+    (found,) = mpsearch.find_layers(model, batches[0])
+    seed = torch.Generator().manual_seed(0)
+    bitmap = {found.name: Format.of_channels(torch.randint(2, 6, (found.channels,), generator=seed).tolist())}
+    wanted = outputs_of(model, bitmap, batches)[0]
+    twin = split(model, bitmap)
+    torch.testing.assert_close(twin(*batches[0]), wanted, rtol=1e-5, atol=1e-5)
+    alone = outputs(twin.layer, Calibration.of([(batches[0][0][0],)]))  # without a batch
+    assert alone[0].ndim == 3
+
+
+def test_a_weight_whose_channels_are_inputs_elsewhere_is_not_split():
+    model = nn.Sequential(nn.Conv2d(8, 6, 3), nn.ConvTranspose2d(6, 8, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(UsageError, match="cannot be split"):
+        split(model, {"0.weight": Format.of_channels([2, 3, 4, 2, 3, 4])})
+
+
+def test_the_bound_holds_for_widths_of_channels():
+    generator = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.ReLU(), nn.Conv2d(32, 3, 3))
+    batches = [(torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(1)),)]
+    found = mpsearch.allocate(generator, batches, ["bits<=3"], effort="fast", groups=4)
+    assert found.method == "channels"
+    assert found.bound <= found.predicted < found.baselines["layer-wise"].predicted
+    assert found.gap == pytest.approx((found.predicted - found.bound) / found.predicted)
+    assert found.gap < 0.2
+    assert found.status == "feasible"
 
 
 def test_split_names_what_it_lacks(deconv):

@@ -345,7 +345,7 @@ def test_compare_reads_the_maps_of_other_tools(project):
     [
         ('{"first": 4}', "the generator has no layer 'first'; the closest is"),
         ('{"0": {"group_size": 3}}', "0 has none of weight_bits, bits"),
-        ('{"0": 9}', "unknown format 'w9'"),
+        ('{"0": 9}', "0 has the weight width 9: use one of 1, 2, 3"),
         ('{"0": "w[2,4]"}', "cannot take w3.00(2-4)"),
         ("[]", "is no bit map"),
     ],

@@ -1,4 +1,6 @@
 import json
+from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mpsearch import ArtifactError, BitMap, Format, UsageError, export, find_layers, load_packed, quantized
 from mpsearch.calibration import Calibration, outputs
-from mpsearch.export import EXPORTERS, read_map
+from mpsearch.export import EXPORTERS, addressed, read_map
 from mpsearch.quant.stored.packing import pack, unpack
 
 
@@ -73,6 +76,7 @@ def test_maps_written_by_hand_need_only_the_two_widths(tmp_path):
     layers = {"a.weight": {"weight_bits": 4, "act_bits": None}, "b.weight": {"weight_bits": 16, "act_bits": 8}}
     path.write_text(json.dumps({"layers": layers}))
     assert {n: str(f) for n, f in read_map(path).items()} == {"a.weight": "w4", "b.weight": "fp16a8"}
+    assert read_map(str(path)) == read_map(path)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +164,15 @@ def test_tied_weights_are_stored_once(tmp_path):
             "version": "1.0.0",
             "param_encodings": [{"name": "main.0", "bw": 4, "scale": [1.0]}, {"name": "main.3", "bw": 32}],
         },
+        {  # version 2.0.0, where activations are in the same list
+            "version": "2.0.0",
+            "encodings": [
+                {"name": "main.0.weight", "output_dtype": "int4", "y_scale": [0.1], "axis": 0},
+                {"name": "main.3.weight", "output_dtype": "uint32", "y_scale": 0.1},
+                {"name": "main.0.bias", "output_dtype": "int32", "y_scale": 0.1},
+                {"name": "/main/main.0/Conv_output_0", "output_dtype": "uint8", "y_scale": 0.1, "y_zero_point": 3},
+            ],
+        },
         {"layer_config": {"main.0": {"bits": 4, "act_bits": 16}, "main.3": {"bits": 32}}},  # auto-round
         {"main.0": 4, "main.3": None},
     ],
@@ -167,7 +180,8 @@ def test_tied_weights_are_stored_once(tmp_path):
 def test_maps_of_other_tools(tmp_path, payload):
     path = tmp_path / "map.json"
     path.write_text(json.dumps(payload))
-    assert read_map(path) == BitMap({"main.0": "w4", "main.3": "float"})
+    found = BitMap({name.removesuffix(".weight"): format for name, format in read_map(path).items()})
+    assert found == BitMap({"main.0": "w4", "main.3": "float"})
 
 
 def test_a_pattern_of_another_tool_is_no_map(tmp_path):
@@ -175,3 +189,144 @@ def test_a_pattern_of_another_tool_is_no_map(tmp_path):
     path.write_text('{"quant_cfg": [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4}}]}')
     with pytest.raises(ArtifactError, match="pattern"):
         read_map(path)
+
+
+def read(tmp_path, payload):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(payload))
+    return read_map(str(path))
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"bits": 4.5}, r"weight width 4\.5: use one of 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, \(4, 3\)"),
+        (True, "weight width True: use"),
+        ({"num_bits": [2, 1]}, r"weight width \[2, 1\]: use"),
+        ({"num_bits": [[4], 3]}, r"weight width \[\[4\], 3\]: use"),
+        ({"bits": "4"}, "weight width '4': use"),
+        (0, "weight width 0: use"),
+        (-4, "weight width -4: use"),
+        (12, "weight width 12: use"),
+        (24, "weight width 24: use"),
+        (float("nan"), "weight width nan: use"),
+        ({"bits": 4, "act_bits": 5}, "activation width 5: use one of 4, 6, 8, 16, 32"),
+        ({"bits": 4, "act_bits": True}, "activation width True: use"),
+    ],
+)
+def test_what_is_no_width_is_refused_with_its_layer(tmp_path, entry, problem):
+    with pytest.raises(ArtifactError, match=rf"map\.json is no bit map: fc has the {problem}"):
+        read(tmp_path, {"up": 8, "fc": entry})
+
+
+def test_what_is_no_format_is_refused_with_its_layer(tmp_path):
+    with pytest.raises(ArtifactError, match="fc: unknown format 'int4'"):
+        read(tmp_path, {"up": 8, "fc": "int4"})
+    with pytest.raises(ArtifactError, match=r"fc\.weight: unknown format 'float4e2m1'"):
+        read(tmp_path, {"version": "2.0.0", "encodings": [{"name": "fc.weight", "output_dtype": "float4e2m1"}]})
+    chain = {"quantizer_name": "fc.weight_quantizer", "cfg": [{"num_bits": 4}, {"num_bits": [4, 3]}]}
+    with pytest.raises(
+        ArtifactError, match=r"'fc\.weight_quantizer' is 2 quantizers, one after another: one is needed"
+    ):
+        read(tmp_path, {"quant_cfg": [chain]})
+
+
+def test_widths_of_floats_are_read(tmp_path):
+    given = {"a": 16, "b": {"bits": 32}, "c": {"num_bits": [4, 3]}, "d": {"bits": 8.0, "act_bits": 16}, "e": None}
+    assert read(tmp_path, given) == BitMap({"a": "fp16", "b": "float", "c": "fp8", "d": "w8", "e": "float"})
+    fp8 = {"quant_cfg": [{"quantizer_name": "c.weight_quantizer", "cfg": {"num_bits": [4, 3], "axis": None}}]}
+    assert read(tmp_path, fp8) == BitMap({"c": "fp8"})
+    typed = [{"name": f"{dtype}.weight", "output_dtype": dtype} for dtype in ("float8e4m3fn", "int16", "uint3")]
+    found = read(tmp_path, {"version": "2.0.0", "encodings": typed})
+    assert found == BitMap({"float8e4m3fn.weight": "fp8", "int16.weight": "fp16", "uint3.weight": "w3"})
+
+
+class Foreign(nn.Module):
+    """Names as they are found in the wild, one with capitals, and a tied pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.main = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.toRGB = nn.Linear(4, 4)
+        self.Mid = nn.Linear(4, 4)
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.Mid.weight
+
+    def forward(self, x):
+        return self.tied(self.Mid(self.toRGB(self.main(x))))
+
+
+@pytest.fixture
+def foreign():
+    return find_layers(Foreign(), (torch.randn(2, 4),))
+
+
+def test_an_exported_configuration_of_auto_round(tmp_path, foreign):
+    payload = {
+        "bits": 4,
+        "group_size": 128,
+        "sym": True,
+        "act_bits": 16,
+        "quant_method": "auto-round",
+        "extra_config": {"main.0": {"bits": 8}, "toRGB": {"group_size": 32}, "Mid": {"bits": 16, "data_type": "fp"}},
+    }
+    expected = {"main.0.weight": "w8", "main.2.weight": "w4", "toRGB.weight": "w4", "Mid.weight": "fp16"}
+    assert addressed(read(tmp_path, payload), foreign, "m") == BitMap(expected)
+    blocks = {"bits": 4, "quant_method": "auto-round", "block_name_to_quantize": "main"}
+    left = {"main.0.weight": "w4", "main.2.weight": "w4", "toRGB.weight": "float", "Mid.weight": "float"}
+    assert addressed(read(tmp_path, blocks), foreign, "m") == BitMap(left)
+    with pytest.raises(ArtifactError, match=r"\* has the weight width 4\.5"):
+        read(tmp_path, payload | {"bits": 4.5})
+    with pytest.raises(UsageError, match=r"m: the pattern 'mian\.\*' matches no layer; the closest is 'main"):
+        addressed(read(tmp_path, blocks | {"block_name_to_quantize": "mian"}), foreign, "m")
+
+
+def test_a_pattern_spares_activations_that_a_layer_does_not_have(deconv):
+    model, batches = deconv
+    layers = find_layers(model, batches[0])
+    uncalled = replace(layers, items=(replace(layers[0], act_elements=0), *layers[1:]))
+    found = addressed(BitMap({"*": "w4a8"}), uncalled, "m")
+    assert [str(format) for format in found.values()] == ["w4", "w4a8", "w4a8"]
+
+
+@pytest.mark.parametrize(
+    ("given", "layer"),
+    [
+        ("main_0", "main.0.weight"),
+        ("main_0_weight", "main.0.weight"),
+        ("main_2_bn", "main.2.weight"),  # MCT: a batch norm was folded into it
+        ("MAIN.2", "main.2.weight"),
+        ("torgb", "toRGB.weight"),
+        ("to_rgb", "toRGB.weight"),
+        ("mid", "Mid.weight"),
+        ("tied", "Mid.weight"),
+    ],
+)
+def test_names_as_other_tools_spell_them(foreign, given, layer):
+    found = addressed(BitMap({given: "w3"}), foreign, "m")
+    assert {name for name, format in found.items() if str(format) == "w3"} == {layer}
+
+
+def test_names_of_an_fx_graph(foreign):
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), Foreign())
+    layers = find_layers(model, (torch.randn(2, 4),))
+    nodes = [node for node in torch.fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    names = [node.name for node in nodes if isinstance(model.get_submodule(node.target), nn.Linear)]
+    assert "_1_to_rgb" in names
+    found = addressed(BitMap(dict.fromkeys(names, "w3")), layers, "m")
+    assert {str(format) for format in found.values()} == {"w3"}
+
+
+def test_a_name_that_fits_two_layers_is_refused():
+    model = nn.Sequential(OrderedDict(a_b=nn.Linear(4, 4), a=nn.Sequential(OrderedDict(b=nn.Linear(4, 4)))))
+    layers = find_layers(model, (torch.randn(2, 4),))
+    assert addressed(BitMap({"a_b": "w3"}), layers, "m")["a_b.weight"].bits == 3
+    with pytest.raises(UsageError, match=r"m: 'A_B' may be a_b\.weight or a\.b\.weight: use one of these names"):
+        addressed(BitMap({"A_B": "w3"}), layers, "m")
+
+
+def test_two_names_of_a_tensor_take_one_format(foreign):
+    assert str(addressed(BitMap({"Mid": "w3", "tied": "w3"}), foreign, "m")["Mid.weight"]) == "w3"
+    for other in ("tied", "tied.weight", "mid"):
+        with pytest.raises(UsageError, match=f"m: {other} is the same tensor as Mid: it cannot be w8 and w4"):
+            addressed(BitMap({"Mid": "w4", other: "w8"}), foreign, "m")

@@ -173,7 +173,7 @@ def test_formats_that_leave_a_layer_nothing():
     with pytest.raises(UsageError, match=r"^b.w has a floor of 9 bits, above every format of w2, w4, w8$"):
         check_budgets(layers, FORMATS, [Budget.parse("bits<=4")])
     layers = ruled(layers_of("a.w", "b.w"), together=[["a*", "b*"]])
-    with pytest.raises(UsageError, match=r"^a.w \+ b.w can take none of w\[2\*3,4\]$"):
+    with pytest.raises(UsageError, match=r"^a.w \+ b.w can take none of w\[2\*3,4\]: 4 widths for 8 output channels$"):
         layers.columns([Format.parse("w[2*3,4]")])
 
 

@@ -19,9 +19,11 @@ class Bits:
     """
 
     def __call__(self, layers: Layers, formats: Sequence[Format]) -> Table:
+        whole = max(layers.numel, 1)
+
         def share(layer: Layer, format: Format) -> float:
             codes = layer.numel * (format.weight_bits or FLOAT_BITS)
             more = 0 if format.kind == "float" else metadata_bytes(format, layer.shape, layer.channel_axis)
-            return (codes + 8 * more) / max(layers.numel, 1)
+            return (codes + 8 * more) / whole
 
         return fill(layers, formats, share, "bits")

@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,18 @@ from torch import nn
 from mpsearch.artifact import write_bytes
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.quant import WeightBank
-from mpsearch.types import FLOAT, FLOAT_BITS, BitMap, Layer, Layers
+from mpsearch.types import FLOAT, FLOAT_BITS, BitMap, Format, Layer, Layers, matching
 
 SCHEMA = "mpsearch-bitmap/1"
 FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError)
 WIDTHS = ("weight_bits", "bits", "num_bits", "nbits", "bitwidth", "bw")
+FLOATS: Mapping[Any, str] = {None: "", FLOAT_BITS: ""}
+WEIGHTS: Mapping[Any, str] = {**{bits: f"w{bits}" for bits in range(1, 9)}, 16: "fp16", **FLOATS, (4, 3): "fp8"}
+ACTIVATIONS: Mapping[Any, str] = {**{bits: f"a{bits}" for bits in (4, 6, 8)}, 16: "", **FLOATS}
+DTYPES: Mapping[str, int | str] = {
+    "float8e4m3fn": "fp8",
+    **{f"{sign}int{bits}": bits for sign in ("", "u") for bits in (*range(1, 9), 16, FLOAT_BITS)},
+}
 COLUMNS = ("layer", "format", "weight_bits", "act_bits", "act_low", "act_high", "act_channels")
 
 
@@ -43,16 +51,18 @@ class MapText:
         return {self.kind: path}
 
 
-def read_map(path: Path) -> BitMap:
+def read_map(path: str | Path) -> BitMap:
     """Read a map by its ending: JSON, YAML or CSV; ``ArtifactError`` when it is none.
 
     Besides our own schema, a plain mapping of layer (or module) names to widths is read: ``4``, ``"w4"``, or an object
     with one of ``weight_bits``, ``bits``, ``num_bits``, ``nbits``, ``bitwidth`` or ``bw``, and perhaps ``act_bits``. So
     look the layer configs of auto-round and what is quickly printed from MCT. A mapping may stand under
-    ``layer_config`` or ``quantized_layers``. ModelOpt's ``quant_cfg`` (``<module>.weight_quantizer``) and AIMET's
-    encodings (``param_encodings``, as a mapping or a list) are read as those tools write them; of activations they
-    say ranges that are not ours, so that only widths of weights are taken.
+    ``layer_config`` or ``quantized_layers``. What auto-round exports (``bits`` and an ``extra_config``) holds ``*`` for
+    the layers that it does not name. ModelOpt's ``quant_cfg`` (``<module>.weight_quantizer``) and AIMET's encodings
+    (``param_encodings``, as a mapping or a list, or ``encodings`` of version 2.0.0) are read as those tools write them;
+    of activations they say ranges that are not ours, so that only widths of weights are taken.
     """
+    path = Path(path)
     readers = {".csv": _from_csv, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
     try:
         payload = readers.get(path.suffix, json.loads)(path.read_text())
@@ -73,11 +83,15 @@ def _foreign(payload: dict[str, Any]) -> dict[str, Any]:
     """Another tool's map as ours."""
     if "param_encodings" in payload:
         inner = _aimet(payload["param_encodings"])
+    elif isinstance(payload.get("encodings"), list):  # the names alone tell its weights from its activations
+        inner = _aimet([entry for entry in payload["encodings"] if entry["name"].endswith("weight")])
     elif "quant_cfg" in payload:
         inner = _modelopt(payload["quant_cfg"])
+    elif "extra_config" in payload or "quant_method" in payload:
+        inner = _autoround(payload)
     else:
         inner = next((payload[key] for key in ("layer_config", "quantized_layers") if key in payload), payload)
-    return {"layers": {str(name): _foreign_entry(str(name), entry) for name, entry in inner.items()}}
+    return {"layers": {str(name): {"format": _format(str(name), entry)} for name, entry in inner.items()}}
 
 
 def _aimet(encodings: Any) -> dict[str, Any]:
@@ -85,7 +99,23 @@ def _aimet(encodings: Any) -> dict[str, Any]:
     if isinstance(encodings, list):
         encodings = {entry["name"]: entry for entry in encodings}
     first = {name: entry[0] if isinstance(entry, list) else entry for name, entry in encodings.items()}
-    return {name: entry for name, entry in first.items() if not name.endswith("bias")}
+    return {name: _typed(entry) for name, entry in first.items() if not name.endswith("bias")}
+
+
+def _typed(entry: Any) -> Any:
+    """What an AIMET encoding names a type for, as a width; a type that is none is left, to be refused."""
+    if not isinstance(entry, dict) or "output_dtype" not in entry:
+        return entry
+    return DTYPES.get(entry["output_dtype"], entry["output_dtype"])
+
+
+def _autoround(config: dict[str, Any]) -> dict[str, Any]:
+    """Layer → its entry, which says only where it differs from the common one; patterns stand for the others."""
+    common = {key: config[key] for key in ("bits", "act_bits") if key in config}
+    blocks = config.get("block_name_to_quantize") or []
+    names = [f"{block}.*" for block in (blocks.split(",") if isinstance(blocks, str) else blocks)] or ["*"]
+    own = config.get("extra_config") or {}
+    return dict.fromkeys(names, common) | {name: common | entry for name, entry in own.items()}
 
 
 def _modelopt(quantizers: Any) -> dict[str, Any]:
@@ -95,17 +125,25 @@ def _modelopt(quantizers: Any) -> dict[str, Any]:
     found = {}
     for entry in quantizers:
         name, cfg = entry["quantizer_name"], entry.get("cfg") or {}
+        if "weight_quantizer" not in name:
+            continue
+        if isinstance(cfg, list):
+            raise ValueError(f"{name!r} is {len(cfg)} quantizers, one after another: one is needed")
         enabled = bool(cfg) and entry.get("enable", True) and cfg.get("enable", True)
-        if "*" in name and enabled and "weight_quantizer" in name:
+        if "*" in name and enabled:
             raise ValueError(f"{name!r} is a pattern: one weight_quantizer a module is needed")
         if "*" not in name and name.endswith(".weight_quantizer"):
             found[name.removesuffix(".weight_quantizer")] = cfg if enabled else None
     return found
 
 
-def _foreign_entry(name: str, entry: Any) -> dict[str, Any]:
+def _format(name: str, entry: Any) -> str:
+    """The format of a layer; what is none is refused under its name."""
     if isinstance(entry, str):
-        return {"format": entry}
+        try:
+            return str(Format.parse(entry))
+        except UsageError as error:
+            raise ValueError(f"{name}: {error}") from None
     act = None
     if isinstance(entry, dict):
         act = entry.get("act_bits")
@@ -113,8 +151,17 @@ def _foreign_entry(name: str, entry: Any) -> dict[str, Any]:
         if not found:
             raise ValueError(f"{name} has none of {', '.join(WIDTHS)}")
         entry = found[0]
-    bits = None if entry is None or float(entry) >= FLOAT_BITS else int(entry)
-    return {"weight_bits": bits, "act_bits": None if act is None or float(act) >= 16 else int(act)}
+    return _width(name, "weight", entry, WEIGHTS) + _width(name, "activation", act, ACTIVATIONS) or "float"
+
+
+def _width(name: str, what: str, given: Any, texts: Mapping[Any, str]) -> str:
+    key = tuple(given) if isinstance(given, list) else given
+    # Compared one by one: what JSON holds need not be hashable, and true equals 1.
+    found = [text for width, text in texts.items() if width == key and not isinstance(given, bool)]
+    if not found:
+        allowed = ", ".join(str(width) for width in texts if width)
+        raise ValueError(f"{name} has the {what} width {given!r}: use one of {allowed}")
+    return found[0]
 
 
 def _json(payload: dict[str, Any]) -> str:
@@ -161,20 +208,67 @@ def _from_csv(text: str) -> dict[str, Any]:
 
 
 def addressed(bitmap: BitMap, layers: Layers, name: str) -> BitMap:
-    """The map under our layer names: other tools name modules, some in lower case; what it lacks is float."""
-    known: dict[str, Layer] = {}
+    """The map under our layer names: other tools name modules, each in its way; what it lacks is float.
+
+    A name with ``*`` is a pattern for layers that are not named; of several that match, the last holds.
+    """
+    own, foreign = _named(layers)
+    first: dict[str, str] = {}
+    try:
+        formats = {layer.name: FLOAT for layer in layers} | _common(bitmap, own)
+        for given, format in bitmap.items():
+            if "*" not in given:
+                layer = _only(given, own, foreign)
+                formats[layer.name] = format
+                if bitmap[other := first.setdefault(layer.name, given)] != format:
+                    both = f"{format.short} and {bitmap[other].short}"
+                    raise UsageError(f"{given} is the same tensor as {other}: it cannot be {both}")
+        for layer in layers:
+            if not layer.allows(format := formats[layer.name]):
+                raise UsageError(f"{first.get(layer.name, layer.name)} cannot take {format.short}")
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return BitMap(formats, {layer: bitmap.ranges[given] for layer, given in first.items() if given in bitmap.ranges})
+
+
+def _named(layers: Layers) -> tuple[dict[str, list[Layer]], dict[str, list[Layer]]]:
+    """The layers of every name, tensor's or module's, and of every spelling that other tools have for it."""
+    own: dict[str, list[Layer]] = {}
+    foreign: dict[str, list[Layer]] = {}
     for layer in layers:
-        for own in (layer.name, *layer.aliases):
-            module = own.rpartition(".")[0]
-            for spelling in (own, module, own.lower(), module.lower()):
-                known.setdefault(spelling, layer)
-    formats = {layer.name: FLOAT for layer in layers}
-    for given, format in bitmap.items():
-        if given not in known:
-            close = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
-            raise UsageError(f"{name}: the generator has no layer {given!r}; the closest is {close[0]!r}")
-        formats[known[given].name] = format
-        if not known[given].allows(format):
-            raise UsageError(f"{name}: {given} cannot take {format.short}")
-    spans = {known[given].name: span for given, span in bitmap.ranges.items()}
-    return BitMap(formats, spans)
+        tensors = (layer.name, *layer.aliases)
+        names = {*tensors, *(tensor.rpartition(".")[0] for tensor in tensors)} - {""}
+        for table, keys in ((own, names), (foreign, set().union(*map(_spellings, names)))):
+            for key in keys:
+                table.setdefault(key, []).append(layer)
+    return own, foreign
+
+
+def _spellings(name: str) -> set[str]:
+    """In lower case, and as an fx graph has it; MCT puts ``_bn`` behind a layer that took up its batch norm."""
+    flat = name.replace(".", "_")
+    graph = (flat, re.sub("(?<=[a-z])(?=[A-Z])", "_", flat))
+    return {_plain(text) for text in (name, *graph, *(f"{text}_bn" for text in graph))}
+
+
+def _plain(name: str) -> str:
+    """Without case, and without the underscore that fx puts before a digit."""
+    return name.lower().lstrip("_")
+
+
+def _only(given: str, own: Mapping[str, list[Layer]], foreign: Mapping[str, list[Layer]]) -> Layer:
+    found = own.get(given) or foreign.get(_plain(given))
+    if not found:
+        close = difflib.get_close_matches(given, own, n=1, cutoff=0.0)
+        raise UsageError(f"the generator has no layer {given!r}; the closest is {close[0]!r}")
+    if len(found) > 1:
+        raise UsageError(f"{given!r} may be {' or '.join(layer.name for layer in found)}: use one of these names")
+    return found[0]
+
+
+def _common(bitmap: BitMap, own: Mapping[str, list[Layer]]) -> dict[str, Format]:
+    """What the patterns give to layers; weight-only forms to those that must."""
+    hits = [
+        (layer, bitmap[key]) for key in bitmap if "*" in key for name in matching(key, [*own]) for layer in own[name]
+    ]
+    return {layer.name: format if layer.allows(format) else format.weight_only for layer, format in hits}

@@ -70,7 +70,7 @@ class Packed:
                 "input_parts": layer.input_parts,
                 **about,
             }
-        state = {**model.state_dict(), **bank.tensors}
+        state = _renewed(model.state_dict(), bank.tensors)
         tensors |= _unique({k: v for k, v in state.items() if isinstance(v, Tensor) and k not in replaced})
         kind, name = ("coded", "generator.coded") if self.coded else ("packed", "generator")
         schema = CODED_SCHEMA if self.coded else SCHEMA
@@ -184,12 +184,23 @@ def _stored_weight(
     return form_of(format).unpacked(parts, format.weight_only, shape, axis, dtype)
 
 
+def _renewed(state: Mapping[str, Any], new: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state with new tensors, under every name of what they take the place of."""
+    places = {_identity(state[name]): tensor for name, tensor in new.items() if name in state}
+    tied = {key: places.get(_identity(own), own) for key, own in state.items() if isinstance(own, Tensor)}
+    return {**state, **tied, **new}
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
 def _unique(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tied tensors once, under their first name."""
-    seen: set[Any] = set()
+    seen: set[tuple[Any, ...]] = set()
     kept = {}
     for key, value in state.items():
-        identity = (value.data_ptr(), tuple(value.shape), value.stride())
+        identity = _identity(value)
         if value.numel() == 0 or identity not in seen:
             kept[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # views may share a storage
         seen.add(identity)

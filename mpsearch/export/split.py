@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,41 @@ class Split(nn.Module):
     """One layer as several, each with the output channels of one width; their outputs are put in the old order.
 
     Attributes:
-        parts: ordinary layers; ``parts[i].bits`` is the width of part ``i``.
+        parts: ordinary layers; ``parts[i].bits`` is the width of part ``i``, ``parts[i].reads`` the channels of the
+            input that it reads, None for all.
         order: where each output channel stands in the concatenated outputs.
     """
 
     order: Tensor
+    stored: Tensor
 
-    def __init__(self, parts: list[nn.Module], order: Tensor, axis: int) -> None:
+    def __init__(self, layer: Any, parts: Sequence[_Part]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.register_buffer("order", order)
-        self.axis = axis
+        for name in layer.__constants__:  # sizes, strides: what a generator may read of its layers
+            setattr(self, name, getattr(layer, name))
+        self.parts = nn.ModuleList(part.layer for part in parts)
+        self.register_buffer("order", torch.cat([part.channels for part in parts]).argsort())
+        self.register_buffer("stored", torch.cat([part.rows for part in parts]).argsort())
+        self.axis = 1 - layer.weight.ndim if isinstance(layer, CONVOLUTIONS) else -1
+        self.weight_axis = _axis(layer)
+
+    @property
+    def weight(self) -> Tensor:
+        """That of the whole layer, for a generator that computes with it on its own (modulated convolutions do)."""
+        parts: list[Any] = [part.weight for part in self.parts]
+        return torch.cat(parts, self.weight_axis).index_select(self.weight_axis, self.stored)
+
+    @property
+    def bias(self) -> Tensor | None:
+        parts: list[Any] = [part.bias for part in self.parts]
+        return None if parts[0] is None else torch.cat(parts).index_select(0, self.order)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self.parts], dim=self.axis).index_select(self.axis, self.order)
+        found = []
+        for part in self.parts:
+            reads: Any = part.reads
+            found.append(part(x if reads is None else x.index_select(self.axis, reads)))
+        return torch.cat(found, dim=self.axis).index_select(self.axis, self.order)
 
 
 def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
@@ -49,8 +70,8 @@ def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
         bitmap: layer name → format, with the ranges of the activations that it quantizes.
 
     Raises:
-        UsageError: an activation range is missing, or a layer of several widths is no plain linear or ungrouped
-            convolution layer.
+        UsageError: an activation range is missing, or a layer of several widths is neither a linear layer nor a
+            convolution of torch.
     """
     bank = WeightBank(model)
     bitmap = bank.normalised(bitmap if isinstance(bitmap, BitMap) else BitMap(bitmap))
@@ -64,37 +85,73 @@ def split(model: nn.Module, bitmap: Mapping[str, Format | str]) -> nn.Module:
                 make_permanent(module, tensor, bank.dequantized(name, format))
             if format.channel_bits is not None:
                 path = place.rpartition(".")[0]
-                module = _split_layer(module, format.channel_bits, name)
+                module = _split_layer(module, format.channel_bits, name, bank.site(name).axis)
                 twin = _replaced(twin, path, module.to(device_of(twin)))
             if format.act_bits:
                 map_input(module, input_grid(format, bitmap.ranges.get(name, ()), bank.site(name).input_axis))
     return twin
 
 
-def _split_layer(layer: nn.Module, widths: tuple[int, ...], name: str) -> Split:
+class _Part(NamedTuple):
+    """Attributes:
+    layer: with output channels of one width.
+    rows: of the whole weight, along its axis of output channels.
+    channels: of the whole layer; those of a transposed convolution have a row for each of its groups.
+    """
+
+    layer: nn.Module
+    rows: Tensor
+    channels: Tensor
+
+
+def _axis(layer: nn.Module) -> int:
+    return 1 if isinstance(layer, TRANSPOSED) else 0
+
+
+def _split_layer(layer: Any, widths: tuple[int, ...], name: str, axis: int) -> Split:
     ordinary = any(type(layer).forward is kind.forward for kind in (nn.Linear, *CONVOLUTIONS))
-    if not ordinary or getattr(layer, "groups", 1) != 1:
-        raise UsageError(
-            f"{name} cannot be split: only linear layers and convolutions of one group can; give it one width"
-        )
-    axis = 1 if isinstance(layer, TRANSPOSED) else 0
-    parts, rows = [], []
+    if not ordinary or axis != _axis(layer):
+        raise UsageError(f"{name} cannot be split: only linear layers and convolutions can; give it one width")
+    groups, parts = getattr(layer, "groups", 1), []
     for bits in sorted(set(widths)):
-        own = torch.tensor([channel for channel, width in enumerate(widths) if width == bits])
-        parts.append(_part(layer, own, axis, bits))
-        rows.append(own)
-    return Split(parts, torch.cat(rows).argsort(), axis=-1 if isinstance(layer, nn.Linear) else 1)
+        rows = torch.tensor([row for row, width in enumerate(widths) if width == bits])
+        if isinstance(layer, TRANSPOSED):
+            channels = (torch.arange(groups)[:, None] * len(widths) + rows).flatten()
+            parts.append(_Part(_part(layer, bits, rows, channels), rows, channels))
+            continue
+        # Groups with as many channels of this width are one convolution: all of them where there is but one group.
+        group = rows // (len(widths) // groups)
+        counts = torch.bincount(group, minlength=groups)
+        for count in sorted(set(counts[counts > 0].tolist())):
+            chosen = (counts == count).nonzero().flatten()
+            own = rows[torch.isin(group, chosen)]
+            parts.append(_Part(_part(layer, bits, own, own, chosen), own, own))
+    return Split(layer, parts)
 
 
-def _part(layer: Any, own: Tensor, axis: int, bits: int) -> nn.Module:
-    """A layer of the same kind with the output channels ``own``; copied, for building one would draw random numbers."""
+def _part(layer: Any, bits: int, rows: Tensor, channels: Tensor, chosen: Tensor | None = None) -> nn.Module:
+    """A layer of the same kind with some output channels; copied, for building one would draw random numbers.
+
+    Args:
+        layer: the whole one.
+        bits: width of the part.
+        rows: of its weight.
+        channels: of its bias.
+        chosen: the groups that it reads; by default all.
+    """
     part = copy.deepcopy(layer)
-    for name, along in (("weight", axis), ("bias", 0)):
+    for name, along, own in (("weight", _axis(layer), rows), ("bias", 0, channels)):
         whole = getattr(layer, name)
         if whole is not None:
-            rows = whole.detach().index_select(along, own.to(whole.device))
-            setattr(part, name, nn.Parameter(rows, whole.requires_grad))
-    setattr(part, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(own))
+            kept = whole.detach().index_select(along, own.to(whole.device))
+            setattr(part, name, nn.Parameter(kept, whole.requires_grad))
+    setattr(part, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(channels))
+    reads = None
+    if chosen is not None and len(chosen) < getattr(layer, "groups", 1):
+        each = layer.in_channels // layer.groups
+        reads = (chosen[:, None] * each + torch.arange(each)).flatten()
+        part.groups, part.in_channels = len(chosen), len(reads)
+    part.register_buffer("reads", reads)
     part.bits = bits
     return part  # type: ignore[no-any-return]
 

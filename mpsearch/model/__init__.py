@@ -7,7 +7,7 @@ error.
 from mpsearch.model.joins import Joins, input_axis, input_channels
 from mpsearch.model.reading import input_tensors, inputs_mapped, map_input
 from mpsearch.model.reuse import Reuse
-from mpsearch.model.running import device_of, evaluating, first_tensor, forward, one_line
+from mpsearch.model.running import device_of, evaluating, evaluation_flags, first_tensor, forward, one_line
 from mpsearch.model.weights import (
     channel_axis,
     copy_of,
@@ -27,6 +27,7 @@ __all__ = [
     "device_of",
     "effective_weight",
     "evaluating",
+    "evaluation_flags",
     "first_tensor",
     "forward",
     "input_axis",

@@ -16,7 +16,7 @@ from mpsearch.errors import NotFinite, UsageError
 from mpsearch.model import evaluating, first_tensor, substituted
 from mpsearch.model.calls import Call, calls_of, modules_called, with_outputs
 from mpsearch.quant import Integers, QuantizedWeight, Recovered, applied
-from mpsearch.recovery.trial import Trial, mean, order
+from mpsearch.recovery.trial import Trial, order
 
 STRETCH = 0.1  # the sigmoid reaches beyond 0 and 1 by so much, so that it gets there
 SHARP, SOFT = 2.0, 20.0  # exponents of the push at the end and at the start
@@ -113,8 +113,9 @@ class Reconstruction:
                 if (done := step / self.steps) >= WARM:
                     power = SOFT + (SHARP - SOFT) * (done - WARM) / (1 - WARM)
                     loss = loss + self.strength / size * sum(undecided(share, power) for share in shares.values())
-                for parameter, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
-                    parameter.grad = gradient * size  # of a size that Adam can tell from nothing
+                # A layer that is never called has no gradient, and keeps its weights.
+                for parameter, gradient in zip(free, torch.autograd.grad(loss, free, allow_unused=True), strict=True):
+                    parameter.grad = gradient if gradient is None else gradient * size  # Adam can tell it from nothing
                 optimizer.step()
         if not all(bool(own.isfinite().all()) for own in free):
             warnings.warn(f"{self._name} diverged in {path or 'the generator'}, which stays as it was", stacklevel=2)
@@ -237,6 +238,7 @@ def image_error(trial: Trial, found: Recovered, batches: Sequence[int]) -> float
     """Mean squared error of the images of some batches to learn from; infinite where images are not finite."""
     try:
         with applied(trial.model, trial.bitmap, trial.with_found(found)):
-            return mean([paired_errors(trial.model, trial.learning, at, trial.expected[at]) for at in batches])
+            errors = [paired_errors(trial.model, trial.learning, at, trial.expected[at]) for at in batches]
+        return float(torch.cat(errors).mean())
     except NotFinite:
         return inf

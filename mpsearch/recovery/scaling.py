@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpsearch.calibration import Calibration, output
 from mpsearch.errors import NotFinite
-from mpsearch.model import input_axis, input_channels, inputs_mapped, substituted
+from mpsearch.model import evaluation_flags, input_axis, input_channels, inputs_mapped, substituted
 from mpsearch.quant import Recovered
 from mpsearch.recovery.trial import Trial
 
@@ -54,7 +54,8 @@ class Scaling:
         self._names: dict[str, list[str]] = {}  # path of a giver → its tensors
         owners = Counter(id(own) for module in trial.model.modules() for own in module._parameters.values())
         for path, module in trial.model.named_modules():
-            present = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
+            with evaluation_flags(module):  # a computed weight steps on where it is read in training
+                present = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
             names = [f"{path}.{name}".lstrip(".") for name in present]
             quantized = bool(names) and names[0] in self.readers
             vectors = [module._parameters.get(name) for name in present[quantized:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
@@ -16,9 +16,11 @@ from mpsearch.errors import CalibrationError, NotFinite
 from mpsearch.layers import find_layers
 from mpsearch.model import substituted
 from mpsearch.quant import Recovered, WeightBank, applied
-from mpsearch.types import BitMap, Layers
+from mpsearch.subject import mean_and_stderr
+from mpsearch.types import BitMap, Layers, Measured
 
 KEPT_BACK = 4  # of so many batches, one
+SURE = 1.25  # standard errors that a recovery must win by: less than that may be worse on other inputs
 
 
 class Snapshot(Protocol):
@@ -45,7 +47,7 @@ class Trial:
         learning: the inputs to learn from.
         expected: the float images of those, one tensor a batch.
         start: mean squared error of the start on the inputs kept back.
-        error: that of the best so far.
+        error: that of the best so far; a recovery that does not beat the start for sure is none.
         best: the best so far.
 
     Raises:
@@ -73,7 +75,8 @@ class Trial:
         self._judging = Calibration(inputs.batches[-back:], inputs.seed + len(self.learning))
         self._images = outputs(model, self._judging)
         self.best = Recovered()
-        self.error = self.start = self._error(self.best)
+        self._before = self._measured(self.best)
+        self.error = self.start = self._before.value
 
     @cached_property
     def layers(self) -> Layers:
@@ -98,24 +101,22 @@ class Trial:
         if not all(bool(own.isfinite().all()) for own in numbers):  # rounded activations hide it from the images
             return math.inf
         try:
-            error = self._error(found)
+            measured = self._measured(found)
         except NotFinite:
             return math.inf
-        if error < self.error:
-            self.best, self.error = found, error
-        return error
+        if measured.value < self.error and measured.beats(self._before, SURE):
+            self.best, self.error = found, measured.value
+        return measured.value
 
-    def _error(self, found: Recovered) -> float:
+    def _measured(self, found: Recovered) -> Measured:
         bank = self.with_found(found)
         with applied(self.model, bank.normalised(self.bitmap), bank):
-            errors = [
-                paired_errors(self.model, self._judging, batch, images) for batch, images in enumerate(self._images)
+            samples = [
+                float(error)
+                for batch, images in enumerate(self._images)
+                for error in paired_errors(self.model, self._judging, batch, images)
             ]
-        return mean(errors)
-
-
-def mean(errors: Sequence[Tensor]) -> float:
-    return sum(float(error.sum()) for error in errors) / sum(len(error) for error in errors)
+        return Measured(*mean_and_stderr(samples), len(samples), samples=tuple(samples))
 
 
 def order(count: int, steps: int, seed: int) -> Iterator[int]:

@@ -220,10 +220,13 @@ def _recovered(before: QualityReport, method: str, after: QualityReport) -> str:
         [label, _interval(own.psnr_db, 2), _interval(own.ssim, 4), _interval(own.figures["fd"].quantized, 3)]
         for label, own in (("nearest weights", before), (f"**{method}**", after))
     ]
-    return markdown(["the same map", "paired PSNR, dB", "paired SSIM", "FD"], rows) + (
-        f"\n\nThe Fréchet distance of the float generator is {_interval(before.figures['fd'].float, 3)}. The recovery "
-        "learnt from the float generator on other inputs; formats and bytes are those of the map."
-    )
+    parts = [f"**Warning: {warning}.**" for warning in after.warnings if warning not in before.warnings]
+    parts += [
+        markdown(["the same map", "paired PSNR, dB", "paired SSIM", "FD"], rows),
+        f"The Fréchet distance of the float generator is {_interval(before.figures['fd'].float, 3)}. The recovery "
+        "learnt from the float generator on other inputs; formats and bytes are those of the map.",
+    ]
+    return "\n\n".join(parts)
 
 
 def _interval(value: Interval | None, digits: int, scale: float = 1.0) -> str:

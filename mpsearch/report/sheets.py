@@ -123,6 +123,7 @@ def of_recovery(method: str, seconds: float, before: QualityReport, after: Quali
         fd = quality.figures["fd"].quantized
         sheet.add_row(label, *map(_spread, (quality.psnr_db, quality.ssim, fd)))
     yield sheet
+    yield from (f"warning: {warning}" for warning in after.warnings if warning not in before.warnings)
 
 
 def _spread(value: Interval | None) -> str:

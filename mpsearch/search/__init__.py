@@ -3,7 +3,7 @@
 from mpsearch.protocols import Solver
 from mpsearch.search.bayes import Bayes
 from mpsearch.search.bisect import Bisect
-from mpsearch.search.channels import predicted_by_channel, split_channels, splittable
+from mpsearch.search.channels import bound_by_channel, predicted_by_channel, split_channels, splittable
 from mpsearch.search.diverse import diverse
 from mpsearch.search.dominated import counted, dominated, undominated
 from mpsearch.search.feasible import check_feasible
@@ -44,6 +44,7 @@ __all__ = [
     "Singles",
     "SizeOnly",
     "Uniform",
+    "bound_by_channel",
     "check_feasible",
     "counted",
     "diverse",

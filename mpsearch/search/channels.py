@@ -54,6 +54,28 @@ def splittable(table: Table, problem: Problem, bitmap: BitMap) -> Table:
     return replace(table, units=units, values=values, stderr=table.stderr[rows])
 
 
+def bound_by_channel(table: Table, bitmap: BitMap, limits: Sequence[Limit], cost_of: CostOf) -> float | None:
+    """What no widths of the channels can have less than, by the additive table; None where none can be divided.
+
+    Every channel may have any width, and saying which costs nothing (arguments as in :func:`split_channels`).
+    """
+    splits = _splits(table, bitmap, cost_of, 1)
+    if not splits:
+        return None
+    problem = _problem(table, splits, limits, ~np.isnan(table.values), _kept(splits, bitmap, limits, cost_of))
+    if problem is None:
+        return None
+    gains, offset = from_best(problem)
+    return approach(gains)[0].bound + offset
+
+
+def _kept(splits: Sequence[_Split], bitmap: BitMap, limits: Sequence[Limit], cost_of: CostOf) -> Array:
+    """``(budgets,)``: what is spent beside the layers that are split."""
+    kept = [cost_of(name, format) for name, format in bitmap.items() if name not in {s.name for s in splits}]
+    spent: Array = np.array([limit.costs.constant for limit in limits]) + np.sum(kept, axis=0, initial=0.0)
+    return spent
+
+
 @dataclass(frozen=True)
 class _Split:
     """One layer that is split: its rows in the table, and what its formats cost under every budget."""
@@ -85,8 +107,7 @@ def split_channels(
     splits = _splits(table, bitmap, cost_of, groups)
     if not splits:
         return None
-    kept = [cost_of(name, format) for name, format in bitmap.items() if name not in {s.name for s in splits}]
-    base = np.array([limit.costs.constant for limit in limits]) + np.sum(kept, axis=0, initial=0.0)
+    base = _kept(splits, bitmap, limits, cost_of)
     used = [1] * len(splits)
     allowed = ~np.isnan(table.values)
     slack = np.zeros(len(limits))  # costs are whole bytes, those of single channels are not

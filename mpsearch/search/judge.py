@@ -13,6 +13,7 @@ from mpsearch.protocols import Solver
 from mpsearch.search.dominated import undominated
 from mpsearch.search.feasible import check_feasible
 from mpsearch.search.ilp import Ilp
+from mpsearch.search.lagrange import Lagrange
 from mpsearch.search.size_only import SizeOnly
 from mpsearch.search.uniform import Uniform, uniform_choices
 from mpsearch.types import Answer, Baseline, Limit, Problem, Solution
@@ -28,8 +29,9 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
     Args:
         problem: the question.
         solvers: asked in turn; the ILP answer, size-only, every feasible uniform map and the answers of those before
-            are their starting points. One that has an attribute ``sure`` must beat what is known by so many standard
-            errors: a long search fits the calibration inputs too.
+            are their starting points. The first ``ilp`` or ``lagrange`` among them gives the exact answer, too. One
+            that has an attribute ``sure`` must beat what is known by so many standard errors: a long search fits the
+            calibration inputs too.
         costs: every cost to report, budgets among them.
 
     Raises:
@@ -57,7 +59,7 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
 def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answer, dict[str, Answer]]:
     """(the exact answer of the additive model, the best of all, what is reported beside it)."""
     check_feasible(problem)
-    exact = Ilp()(problem)
+    exact = next((own for own in solvers if isinstance(own, (Ilp, Lagrange))), Ilp())(problem)
     baselines = _baselines(replace(problem, starts=(exact.choice,))) | _integers(problem, solvers)
     uniform = filter(problem.feasible, uniform_choices(problem))
     starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)

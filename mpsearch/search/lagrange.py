@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,8 @@ def closest(problem: Problem, patience: float) -> Choice:
             raise InfeasibleBudget(f"no map that meets {names} was found in {SECONDS:.0f} s: loosen one of them")
         if choice is not None:
             hints.append(spell(limit, limit.of(choice)))
+    for pair in combinations(problem.limits, 2) if len(problem.limits) > 2 else ():
+        closest(replace(problem, limits=pair), patience)  # the two that contradict each other, where it is two
     least = f": under the others the smallest feasible value is {' or '.join(hints)}" if hints else ""
     raise InfeasibleBudget(f"{names} cannot be met together{least}")
 

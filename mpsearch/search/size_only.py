@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpsearch.search.ilp import Ilp
+from mpsearch.search.lagrange import Lagrange
 from mpsearch.types import FLOAT_BITS, Answer, Problem
+
+MANY = 500  # units: equal ones by the hundred take an exact solver a minute
+NEAR = 1e-3  # of the optimum, then
 
 
 @dataclass(frozen=True)
@@ -23,4 +27,5 @@ class SizeOnly:
         )  # ties: more act bits
         values = np.where(problem.allowed, 4.0**-bits, np.nan)
         blind = replace(problem, damage=replace(problem.damage, values=values))
-        return replace(Ilp()(blind), method="size-only", bound=None)
+        solver = Ilp() if len(problem.units) <= MANY else Lagrange(gap=NEAR)
+        return replace(solver(blind), method="size-only", bound=None)

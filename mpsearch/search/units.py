@@ -67,6 +67,8 @@ def restricted(damage: Table, layers: Layers) -> Table:
         UsageError: it lacks a layer, a column that a layer is pinned to, or holds what is no damage.
     """
     rows = {unit: row for row, unit in enumerate(damage.units)}
+    if twice := [unit for row, unit in enumerate(damage.units) if rows[unit] != row]:
+        raise UsageError(f"the damage table has two rows for {twice[0]}")
     wanted = dict.fromkeys(layers.units)
     if missing := [unit for unit in wanted if unit not in rows]:
         raise UsageError(f"the damage table has no row for {missing[0]}")

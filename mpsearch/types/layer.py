@@ -70,8 +70,11 @@ class Layer:
 
         What the user wants is another matter: :meth:`Layers.choices` knows pins and floors.
         """
-        fits = not unfit(format, self.shape, self.channel_axis)
-        return fits and (format.act_bits is None or self.act_elements > 0)
+        return not self.unfit(format) and (format.act_bits is None or self.act_elements > 0)
+
+    def unfit(self, format: Format) -> str:
+        """Why its shape cannot take ``format``; empty where it can."""
+        return unfit(format, self.shape, self.channel_axis)
 
     def reaches_floor(self, format: Format) -> bool:
         return (format.weight_bits or FLOAT_BITS) >= (self.floor or 0)
@@ -162,7 +165,9 @@ class Layers(Sequence[Layer]):
                 given = ", ".join(map(str, formats))
                 if layer.floor and not any(map(layer.reaches_floor, formats)):
                     raise UsageError(f"{names} has a floor of {layer.floor:g} bits, above every format of {given}")
-                raise UsageError(f"{names} can take none of {given}")
+                why = dict.fromkeys(member.unfit(format) for member in self.together(layer) for format in formats)
+                reasons = "; ".join(filter(None, why))
+                raise UsageError(f"{names} can take none of {given}" + (f": {reasons}" if reasons else ""))
         reduced = [f.weight_only for f in formats if not all(layer.allows(f) for layer in self.items)]
         pins = [layer.pin for layer in self.items if layer.pin]
         return tuple(dict.fromkeys([*formats, *reduced, *pins]))

@@ -33,7 +33,8 @@ def ruled(
         together: lists of globs; all layers that a list matches take the same format.
 
     Raises:
-        UsageError: a glob matches no layer (the closest is named), or two rules contradict each other (both are named).
+        UsageError: a glob matches no layer (the closest is named), a layer has not the shape for its pin, or two rules
+            contradict each other (both are named).
     """
     groups: dict[str, str] = {}
     for names in _groups(layers, together):
@@ -80,6 +81,8 @@ def _pins(layers: Layers, given: Mapping[str, Any]) -> dict[str, tuple[str, Form
         if format.channel_bits:
             raise UsageError(f"the pin {pattern!r} is {format}: a pinned layer has one width")
         for layer in _matched(pattern, layers):
+            if why := layer.unfit(format):
+                raise UsageError(f"{layer.name}, pinned by {pattern!r}, cannot take {format}: {why}")
             own = format if layer.allows(format) else format.weight_only
             other, before = found.setdefault(layer.name, (pattern, own))
             if before != own:

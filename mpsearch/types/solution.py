@@ -210,9 +210,12 @@ class Solution:
         error: true paired error of the whole map on the calibration inputs; None when no generator was at hand.
         costs: every cost of the map by name, the budgets' among them.
         limits: the budgets with their limits in absolute units.
-        status: what the exact solver says of the additive model: ``optimal`` or ``time limit``.
-        bound: lower bound of the additive model, in the table's measure.
-        gap: how far the exact solver's own answer is from ``bound``, as a share of its predicted damage.
+        status: what the exact solver says of the additive model: ``optimal`` or ``time limit``; ``feasible`` where
+            channels have widths of their own.
+        bound: lower bound of the additive model, in the table's measure; with widths of channels, of a model in which
+            any number of them may stand in a layer.
+        gap: how far the exact solver's own answer is from ``bound``, as a share of its predicted damage; with widths
+            of channels, how far the map is.
         seconds: wall time of the search.
         method: the candidate that won: ``ilp``, ``refine``, ``bayes``, ``uniform``, ``channels``, ``bisect`` …
         evaluations: true evaluations spent on whole maps.

@@ -23,7 +23,7 @@ def unfit(format: Format, shape: Sequence[int], axis: int) -> str:
         return f"groups of {format.group} do not divide the {each} weights of a channel"
     if format.rank >= (least := min(channels, each)) and format.rank:
         return f"factors of rank {format.rank} of a matrix whose rank is {least} at most"
-    kernels = tuple(shape[3:] if shape[0] == axis == 1 else shape[2:])  # modulated weights lead with a 1
+    kernels = tuple(shape[3:] if len(shape) == 5 and shape[0] == axis == 1 else shape[2:])  # modulated: a leading 1
     if format.side and kernels != (format.side, format.side):
         kernel = "×".join(map(str, kernels)) or "no kernels"
         return f"kernels of {format.side}×{format.side}, but it has {kernel}"

@@ -56,6 +56,14 @@ class Table:
         shape = (len(self.units), len(self.formats))
         if self.values.shape != shape or self.stderr.shape != shape:
             raise UsageError(f"a table of {shape[0]} units and {shape[1]} formats has values of {self.values.shape}")
+        if not all(isinstance(unit, Unit) for unit in self.units):
+            raise UsageError("the rows of a table are of the type Unit, such as Unit('conv1.weight')")
+        if not all(isinstance(format, Format) for format in self.formats):
+            raise UsageError("the columns of a table are of the type Format, such as Format.parse('w4')")
+        for name in ("values", "stderr"):  # whole numbers could not say what is not allowed
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
+        if (self.stderr < 0).any():
+            raise UsageError(f"a standard error is {self.stderr[self.stderr < 0][0]:g}: expected 0 or more")
 
     def value(self, unit: str | Unit, format: str | Format) -> float:
         unit = Unit(unit) if isinstance(unit, str) else unit
