@@ -198,6 +198,7 @@ def test_bad_input_is_one_line(mixed):
     with pytest.raises(UsageError, match="'steps' is not of the form name=value"):
         options_of(["steps"])
     assert options_of(["steps=10", "rate=0.01"]) == {"steps": 10, "rate": 0.01}
+    assert options_of(["rate=1e-3"]) == {"rate": 1e-3}
 
 
 SMALL = {
@@ -269,8 +270,36 @@ def test_a_run_recovers_where_its_config_says_so(tmp_path):
     out = CliRunner().invoke(app, ["run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run")])
     assert out.exit_code == 0, out.output
     assert "BiasCorrection" in json.loads((tmp_path / "run" / "recovery.json").read_text())["method"]
+    again = CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--option", "seed=3"])
+    assert "BiasCorrection" in again.output
     refused = CliRunner().invoke(app, ["recover", str(tmp_path / "run"), "--method", "biass"])
     assert "unknown recovery 'biass'" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"recover": {"name": "biass"}}, "unknown recovery 'biass'"),
+        ({"recover": {"name": "distil", "options": {"steps": 0}}}, "steps"),
+        ({"recover": {"name": "bias"}, "samples": SMALL["samples"] | {"recovery": 8}}, "recovery 8 are one batch of 8"),
+    ],
+)
+def test_a_recovery_that_cannot_be_is_refused_before_the_search(tmp_path, given, message):
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in SMALL.items()}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config | given))
+    out = CliRunner().invoke(app, ["run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "run")])
+    assert message in str(out.exception)
+    assert not (tmp_path / "run" / "bitmap.json").exists()
+
+
+def test_what_a_recovery_warns_of_is_in_its_file_and_in_the_report(tmp_path):
+    run = Run(RunConfig(**SMALL), tmp_path / "run")
+    options = {"steps": 12, "rate": 1e30}
+    with pytest.warns(UserWarning, match="diverged"):
+        found = recover(run, [MethodConfig(name="distil", options=options)])
+    (warning,) = [text for text in found.after.warnings if "diverged" in text]
+    assert warning in (tmp_path / "run" / "recovery.json").read_text()
+    assert warning in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_several_methods_work_one_after_the_other(mixed, tmp_path):

@@ -116,6 +116,7 @@ def test_with_several_widths_a_layer_too_richer_formats_are_never_worse():
 
 def test_kernels_of_modulated_weights_have_codebooks():
     assert unfit(Format.parse("k8x3"), (1, 64, 64, 3, 3), 1) == ""
+    assert unfit(Format.parse("k8x3"), (1, 8, 3, 3), 1) == "", "a transposed convolution of one channel"
     assert unfit(Format.parse("k8x3"), (64, 64, 3, 3, 3), 0) == "kernels of 3×3, but it has 3×3×3"
     weight = torch.randn(1, 8, 6, 3, 3, generator=torch.Generator().manual_seed(0))
     stored = quantize_weight(weight, Format.parse("k4x3"), 1)

@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import mpsearch
 from mpsearch.calibration import Calibration
 from mpsearch.errors import UsageError
 from mpsearch.model.calls import calls_of
-from mpsearch.quant import Recovered, WeightBank
+from mpsearch.quant import Recovered, WeightBank, quantized
 from mpsearch.recovery.adaround import AdaRound
 from mpsearch.recovery.reconstruction import Rounding
 from mpsearch.recovery.scales import _score
 from mpsearch.recovery.trial import Trial
-from mpsearch.types import BitMap, Format
+from mpsearch.types import BitMap, Format, Range
 
 
 def batches_of(*shape, count=6, dtype=torch.float32, samples=8):
@@ -156,3 +157,49 @@ def test_options_of_a_method_that_has_its_own_are_refused():
         mpsearch.recover(model, {"0.weight": "w3"}, batches, AdaRound(), steps=3)
     with pytest.raises(UsageError, match="rate and strength above 0"):
         mpsearch.recover(model, {"0.weight": "w3"}, batches, "adaround", rate=float("inf"))
+
+
+class Unused(nn.Module):
+    """A layer that is never called beside one that is, under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.again = nn.ModuleList([self.conv])
+        self.never = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self.again[0](x).tanh()
+
+
+@pytest.mark.parametrize("method", ["adaround", "blocks"])
+def test_a_layer_that_is_never_called_is_left_as_it_is(method):
+    model, batches = Unused(), batches_of(3, 8, 8)
+    bitmap = {"conv.weight": "w3", "never.weight": "w3"}
+    bank = mpsearch.recover(model, bitmap, batches, method, steps=10)
+    nearest = WeightBank(model).dequantized("never.weight", Format.parse("w3"))
+    assert torch.equal(bank.dequantized("never.weight", Format.parse("w3")), nearest)
+
+
+def test_what_has_two_names_is_written_once(tmp_path):
+    model, batches, bitmap = Unused(), batches_of(3, 8, 8), BitMap({"conv.weight": Format.parse("w2")})
+    bank = WeightBank(model).recovered(bitmap, Recovered(tensors={"conv.bias": torch.tensor([1.0, 2.0, 3.0])}))
+    file = mpsearch.export(model, bitmap, tmp_path, batches, kinds=["packed"], bank=bank)["packed"]
+    with quantized(model, bitmap, bank=bank), torch.no_grad():
+        wanted = model(*batches[0])
+    assert torch.equal(mpsearch.load_packed(file, Unused())(*batches[0]), wanted)
+
+
+def test_activations_of_a_layer_that_is_never_called_are_not_exported(tmp_path):
+    bitmap = BitMap({"never.weight": Format.parse("w4a8")}, {"never.weight": (Range(-1.0, 1.0),)})
+    with pytest.raises(UsageError, match=r"never\.weight is never called"):
+        mpsearch.export(Unused(), bitmap, tmp_path, batches_of(3, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_equalising_takes_no_power_iteration(snapshot):
+    first = parametrizations.spectral_norm(nn.Linear(8, 32))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(32, 12), nn.Unflatten(1, (3, 2, 2))).train()
+    shot = snapshot(model)
+    mpsearch.recover(model, {"0.weight": "w3", "2.weight": "w3"}, batches_of(8), "equalise")
+    shot.check()

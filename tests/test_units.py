@@ -643,3 +643,40 @@ def test_together_in_a_run_and_compare_with_times(project):  # noqa: F811
     code, _, error = call("compare", "one.json", "two.json", "--config", "small.yaml", "--out", "out")
     assert code == 0, error
     assert "latency" not in json.loads((project / "out/comparison.json").read_text())["maps"]["one"]["costs"]
+
+
+def test_a_pin_that_a_layer_has_not_the_shape_for_is_refused():
+    with pytest.raises(UsageError, match=r"a\.w, pinned by 'a\*', cannot take w4g7: groups of 7 do not divide"):
+        ruled(layers_of("a.w", "b.w"), {"a*": "w4g7"})
+
+
+def test_the_two_budgets_that_contradict_each_other_are_named():
+    layers = ruled(layers_of("a.w", "b.w"), {"b*": "w8"})
+    table = table_of(layers, parse_formats(["w2", "w8", "w8a4"]))
+    with pytest.raises(InfeasibleBudget, match=r"^bits<=7 and bops<=18% cannot be met together"):
+        mpsearch.search(table, layers, ["size<=90%", "bits<=7", "bops<=18%"])
+
+
+def test_a_foreign_table_of_whole_numbers_is_one_of_floats():
+    layers = ruled(layers_of("a.w", "b.w"), {"a*": "w8"})
+    formats = parse_formats(["w2", "w8"])
+    table = Table(layers.units, formats, np.array([[4, 1], [4, 1]]), np.zeros((2, 2), int), "mse", "another tool")
+    assert formats_of(mpsearch.search(table, layers, ["bits<=8"]).bitmap) == {"a.w": "w8", "b.w": "w8"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"units": ("a.w", "b.w")}, r"the rows of a table are of the type Unit"),
+        ({"formats": ("w2", "w8")}, r"the columns of a table are of the type Format"),
+        ({"stderr": np.full((2, 2), -1.0)}, r"a standard error is -1: expected 0 or more"),
+        ({"units": (Unit("a.w"), Unit("a.w"))}, r"the damage table has two rows for a\.w"),
+    ],
+)
+def test_a_foreign_table_that_is_none_is_one_line(change, message):
+    layers = layers_of("a.w")
+    about = {"units": (Unit("a.w"), Unit("b.w")), "formats": parse_formats(["w2", "w8"]), "stderr": np.zeros((2, 2))}
+    with pytest.raises(UsageError, match=message):
+        mpsearch.search(
+            Table(**{**about, **change}, values=np.ones((2, 2)), measure="mse", source=""), layers, ["bits<=8"]
+        )

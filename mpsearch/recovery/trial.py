@@ -16,11 +16,9 @@ from mpsearch.errors import CalibrationError, NotFinite
 from mpsearch.layers import find_layers
 from mpsearch.model import substituted
 from mpsearch.quant import Recovered, WeightBank, applied
-from mpsearch.subject import mean_and_stderr
-from mpsearch.types import BitMap, Layers, Measured
+from mpsearch.types import BitMap, Layers
 
 KEPT_BACK = 4  # of so many batches, one
-SURE = 1.25  # standard errors that a recovery must win by: less than that may be worse on other inputs
 
 
 class Snapshot(Protocol):
@@ -47,7 +45,7 @@ class Trial:
         learning: the inputs to learn from.
         expected: the float images of those, one tensor a batch.
         start: mean squared error of the start on the inputs kept back.
-        error: that of the best so far; a recovery that does not beat the start for sure is none.
+        error: that of the best so far.
         best: the best so far.
 
     Raises:
@@ -75,8 +73,7 @@ class Trial:
         self._judging = Calibration(inputs.batches[-back:], inputs.seed + len(self.learning))
         self._images = outputs(model, self._judging)
         self.best = Recovered()
-        self._before = self._measured(self.best)
-        self.error = self.start = self._before.value
+        self.error = self.start = self._error(self.best)
 
     @cached_property
     def layers(self) -> Layers:
@@ -101,22 +98,20 @@ class Trial:
         if not all(bool(own.isfinite().all()) for own in numbers):  # rounded activations hide it from the images
             return math.inf
         try:
-            measured = self._measured(found)
+            error = self._error(found)
         except NotFinite:
             return math.inf
-        if measured.value < self.error and measured.beats(self._before, SURE):
-            self.best, self.error = found, measured.value
-        return measured.value
+        if error < self.error:
+            self.best, self.error = found, error
+        return error
 
-    def _measured(self, found: Recovered) -> Measured:
+    def _error(self, found: Recovered) -> float:
         bank = self.with_found(found)
         with applied(self.model, bank.normalised(self.bitmap), bank):
-            samples = [
-                float(error)
-                for batch, images in enumerate(self._images)
-                for error in paired_errors(self.model, self._judging, batch, images)
+            errors = [
+                paired_errors(self.model, self._judging, batch, images) for batch, images in enumerate(self._images)
             ]
-        return Measured(*mean_and_stderr(samples), len(samples), samples=tuple(samples))
+        return float(torch.cat(errors).mean())
 
 
 def order(count: int, steps: int, seed: int) -> Iterator[int]:
