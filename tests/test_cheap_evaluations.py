@@ -129,3 +129,16 @@ def test_the_answer_is_the_same_without_the_tricks(case, monkeypatch):
     assert isinstance(found.error, Measured)
     assert again.error.value == found.error.value
     assert again.evaluations == found.evaluations
+
+
+def test_the_answer_is_the_same_where_no_map_is_given_up(deconv, monkeypatch):
+    model, _ = deconv
+    batches = [(torch.randn(8, 6, generator=torch.Generator().manual_seed(i)),) for i in range(4)]
+    given_up, hopeless = [], subjects.hopeless
+    monkeypatch.setattr(subjects, "hopeless", lambda *errors: given_up.append(hopeless(*errors)) or given_up[-1])
+    found = mpsearch.allocate(model, batches, ["bits<=3.5"])
+    assert any(given_up)
+    monkeypatch.setattr(subjects, "hopeless", lambda *_: False)
+    again = mpsearch.allocate(model, batches, ["bits<=3.5"])
+    assert again.bitmap == found.bitmap
+    assert again.error.value == found.error.value
