@@ -16,7 +16,7 @@ from mpsearch import api, solving, targets, validation
 from mpsearch.artifact import write_bytes, write_json
 from mpsearch.budgets import check_budgets, cost_of, parse_budgets
 from mpsearch.calibration import Calibration, Progress, outputs, silent
-from mpsearch.config import RunConfig
+from mpsearch.config import MethodConfig, RunConfig
 from mpsearch.cost import cost_models
 from mpsearch.errors import ArtifactError
 from mpsearch.export import addressed
@@ -224,7 +224,7 @@ class Run:
         config = self.config
         solvers: tuple[Solver, ...] = solving.EFFORTS[config.effort]
         if config.solver is not None:
-            solvers = (make("solver", SOLVERS, config.solver.name, config.solver.options),)
+            solvers = (make("solver", SOLVERS, config.solver.name, self._options(config.solver)),)
         solvers = solving.with_seed(solvers, config.seed)
         goal = config.target and Target.parse(config.target)
         budgets = () if goal and not config.budgets else parse_budgets(config.budgets, self.costs)
@@ -253,6 +253,13 @@ class Run:
             Solution.to_json,
             Solution.from_json,
         )
+
+    def _options(self, solver: MethodConfig) -> dict[str, Any]:
+        """A file that a search is kept in lies where the config does."""
+        options = dict(solver.options)
+        if isinstance(storage := options.get("storage"), str) and "://" not in storage:
+            options["storage"] = str(self.config.base / storage)
+        return options
 
     def validate(self, bitmap: BitMap, name: str = "quality", found: Solution | None = None) -> QualityReport:
         """``quality.json`` of a map; of the found one with its baselines on both sets of inputs."""

@@ -7,7 +7,9 @@ import pytest
 from test_search import problem, random_problem, rugged
 
 from mpsearch import ArtifactError, UsageError
+from mpsearch.config import RunConfig
 from mpsearch.registry import make
+from mpsearch.run import Run
 from mpsearch.search import SOLVERS, Bayes
 from mpsearch.types import Measured
 
@@ -97,6 +99,24 @@ def test_a_search_that_was_killed_continues(tmp_path):
     Bayes(evaluations=15, storage=storage)(task_with(rest))
     assert len(rest.keys) == 8
     assert not set(rest.keys) & set(finished)
+
+
+def test_a_study_is_that_of_one_generator(tmp_path):
+    storage, start = str(tmp_path / "search.log"), np.zeros(5, int)
+    for scale in (1.0, 2.0):
+        asked = Counting(lambda bitmap, scale=scale: replace(own := rugged(None)(bitmap), value=scale * own.value))
+        task = replace(task_with(asked), starts=(start,))
+        Bayes(evaluations=5, storage=storage)(task)
+        assert len(set(asked.keys)) == 5, "other errors are another study"
+
+
+def test_a_storage_lies_where_the_config_does(tmp_path):
+    solver = {"name": "bayes", "options": {"storage": "search.log", "evaluations": 4}}
+    samples = {"calibration": 8, "heldback": 8, "distances": 40, "batch": 8}
+    (tmp_path / "configs").mkdir()
+    config = RunConfig(samples=samples, solver=solver, base=tmp_path / "configs")
+    assert Run(config, tmp_path / "run").solution.evaluations
+    assert (tmp_path / "configs" / "search.log").exists()
 
 
 def test_foreign_storages_are_refused(tmp_path):
