@@ -566,7 +566,7 @@ def test_rules_and_latency_of_a_run(project):  # noqa: F811
     (project / "small.yaml").write_text(SMALL + rules)
     code, _, error = call("search", "small.yaml", "--out", "out", "--budget", "latency<=7ms", "--effort", "fast")
     assert code == 2
-    assert error == "latency<=7ms: no format that 0.weight may take has a known cost"
+    assert error == "latency<=7ms: no format that 0.weight may take has a known cost: it is pinned to w8"
     (project / "tables/times.csv").write_text(LATENCY + "rest,,0.5\n0.weight,w8,3\n")
     code, output, error = call("run", "small.yaml", "--out", "out", "--budget", "latency<=6ms", "--effort", "fast")
     assert code == 0, error

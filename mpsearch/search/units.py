@@ -48,7 +48,9 @@ def problem_of(
     for limit in tables:
         allowed &= ~np.isnan(limit.costs.values)
         for row in np.flatnonzero(~allowed.any(axis=1)):
-            raise UsageError(f"{limit.budget}: no format that {damage.units[row]} may take has a known cost")
+            rule = layers[damage.units[row].layer].rule
+            known = f"no format that {damage.units[row]} may take has a known cost"
+            raise UsageError(f"{limit.budget}: {known}" + (f": it is {rule}" if rule else ""))
     bans: dict[str, Mask] = {}
     check_feasible(_masked(damage, allowed, peaks), partial(_given, layers, allowed, bans))
     for limit in peaks:
