@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,8 +70,7 @@ def fast(model: nn.Module, batches: list[tuple[Any, ...]], formats: Sequence[For
     return seconds(lambda: mpsearch.allocate(model, batches, ["bits<=4"], formats, "fast"))
 
 
-def measure() -> list[dict[str, str]]:
-    rows = []
+def measure() -> Iterator[dict[str, str]]:
     for name, (model, shape) in generators().items():
         seed = torch.Generator().manual_seed(0)
         inputs = [(torch.randn(16, *shape, generator=seed),) for _ in range(max(BATCHES))]
@@ -87,15 +86,12 @@ def measure() -> list[dict[str, str]]:
                 four = fast(model, batches, FOUR)
                 whole.append(fast(model, batches, SIXTEEN) / four)
                 whole8.append(fast(model, batches, WEIGHTS16) / four)
-            rows.append(
-                {
-                    "generator": name,
-                    "inputs": str(16 * len(batches)),
-                    "one-pass, 4 formats / (32 backward + 1 forward)": ratios(cost),
-                    "16 formats (4 weight x 4 activation widths) / 4": ratios(growth),
-                    "16 formats (8 weight x float and 8-bit activations) / 4": ratios(growth8),
-                    "fast, 16 (4 x 4) / 4": ratios(whole),
-                    "fast, 16 (8 x 2) / 4": ratios(whole8),
-                }
-            )
-    return rows
+            yield {
+                "generator": name,
+                "inputs": str(16 * len(batches)),
+                "one-pass, 4 formats / (32 backward + 1 forward)": ratios(cost),
+                "16 formats (4 weight x 4 activation widths) / 4": ratios(growth),
+                "16 formats (8 weight x float and 8-bit activations) / 4": ratios(growth8),
+                "fast, 16 (4 x 4) / 4": ratios(whole),
+                "fast, 16 (8 x 2) / 4": ratios(whole8),
+            }
