@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
-from mpsearch.search import Ilp, Lagrange, core, diverse, knee, pareto
+from mpsearch.search import Ilp, Lagrange, core, diverse, knee, pareto, solve
 from mpsearch.search.dual import best_prices
 from mpsearch.search.lagrange import approach, repaired
 from mpsearch.search.relaxation import from_best, relaxed, room, shares
@@ -140,6 +140,13 @@ def test_a_time_limit_too_short_returns_the_best_feasible_map_known(solver, unit
     assert task.feasible(answer.choice)
     assert answer.bound < task.predicted(answer.choice)
     assert answer.status == "time limit"
+
+
+@pytest.mark.parametrize("solver", [Lagrange(time_limit=1e-9), Ilp(time_limit=1e-9)], ids=repr)
+def test_the_time_limit_of_a_solver_that_was_asked_for_holds(solver):
+    task = like_real(1, 300, budgets=3)
+    assert solve(task, [solver], task.limits).status == "time limit"
+    assert solve(task, [], task.limits).status == "optimal"
 
 
 def test_ilp_leaves_many_thousand_units_to_lagrange():

@@ -134,3 +134,16 @@ def test_softmax_and_normalisations_stay_float():
     for module, read, output in ran:
         assert torch.equal(output, module(read))
         assert len(output.unique()) > 16, "more than four bits tell apart"
+
+
+def test_maps_from_elsewhere_get_the_ranges_of_the_calibration_inputs(tmp_path):
+    samples = {"calibration": 8, "heldback": 8, "distances": 40, "batch": 8}
+    run = Run(load_config(samples=samples, layers={"activation_ranges": "minmax"}), tmp_path)
+    first, second = (layer.name for layer in run.layers[:2])
+    own = (Range(-1.0, 1.0),)
+    found = run.addressed(BitMap({first: "w4a8", second: "w4a8"}, {first: own}), "theirs")
+    assert found.ranges == {first: own, second: run.subject.with_ranges(BitMap({second: "w4a8"})).ranges[second]}
+    rows = run.compare(
+        {"theirs": BitMap({second: "w4a8"}), "the same": run.subject.with_ranges(BitMap({second: "w4a8"}))}
+    )
+    assert rows["theirs"]["quality"]["mse"] == rows["the same"]["quality"]["mse"]

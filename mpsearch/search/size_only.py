@@ -10,7 +10,7 @@ from mpsearch.search.ilp import Ilp
 from mpsearch.search.lagrange import Lagrange
 from mpsearch.types import FLOAT_BITS, Answer, Problem
 
-MANY = 500  # units: equal ones by the hundred take an exact solver a minute
+MANY = 100  # units: equal ones by the hundred take an exact solver a minute
 NEAR = 1e-3  # of the optimum, then
 
 
