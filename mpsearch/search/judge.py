@@ -59,16 +59,17 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
 def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answer, dict[str, Answer]]:
     """(the exact answer of the additive model, the best of all, what is reported beside it)."""
     check_feasible(problem)
-    exact = next((own for own in solvers if isinstance(own, (Ilp, Lagrange))), Ilp())(problem)
+    proving = next((own for own in solvers if isinstance(own, (Ilp, Lagrange))), Ilp())
+    exact, others = proving(problem), [own for own in solvers if own is not proving]
     baselines = _baselines(replace(problem, starts=(exact.choice,))) | _integers(problem, solvers)
     uniform = filter(problem.feasible, uniform_choices(problem))
     starts = (exact.choice, *(answer.choice for answer in baselines.values()), *uniform)
     searched: list[Answer] = []
-    for solver in solvers:
+    for solver in others:
         known = (*starts, *(answer.choice for answer in searched))
         searched.append(solver(undominated(replace(problem, starts=known))))
     best = min([exact, *baselines.values()], key=lambda answer: problem.damage_of(answer.choice))
-    for solver, answer in zip(solvers, searched, strict=True):
+    for solver, answer in zip(others, searched, strict=True):
         if _beats(problem, answer, best, getattr(solver, "sure", 0.0)):
             best = answer
     return exact, best, baselines
