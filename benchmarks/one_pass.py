@@ -3,8 +3,8 @@
 The growth of a whole call of effort ``fast``, whose table this is, stands beside it (4 bits on average).
 
 Everything is made anew every time: the float images, the scales of all weight widths and the ranges of all activation
-widths count. Every ratio is taken within one round (the machine drifts); the table gives the median and the range over
-rounds.
+widths count. Processor time of one thread: where others use the machine too, wall times of one call differ by several
+times. Every ratio is taken within one round; the table gives the median and the range over rounds.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def plain(model: nn.Module, batches: list[tuple[Any, ...]]) -> None:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def ratios(values: list[float]) -> str:
@@ -71,6 +71,7 @@ def fast(model: nn.Module, batches: list[tuple[Any, ...]], formats: Sequence[For
 
 
 def measure() -> Iterator[dict[str, str]]:
+    torch.set_num_threads(1)
     for name, (model, shape) in generators().items():
         seed = torch.Generator().manual_seed(0)
         inputs = [(torch.randn(16, *shape, generator=seed),) for _ in range(max(BATCHES))]

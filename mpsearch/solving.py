@@ -102,7 +102,7 @@ def search(
     if isinstance(solvers, str):
         solvers = () if solvers == "ilp" else (make("solver", SOLVERS, solvers),)
     if subject is None:
-        with naming_rules(layers):
+        with naming_rules(layers, table.formats):
             solution = _completed(solve(problem, solvers, reported), problem, limits)
         return solution if channels is None else _regroup(solution, channels, problem, layers, groups, costs)
     before, known = subject.evaluations, subject
@@ -120,7 +120,7 @@ def search(
             pairs = found.over(problem.units, problem.formats)
     led = partial(first_order, known, problem)
     asked = replace(problem, evaluate=evaluate, race=evaluate, slopes=led, pairs=pairs)
-    with naming_rules(layers):
+    with naming_rules(layers, table.formats):
         solution = _completed(solve(asked, solvers, reported), problem, limits)
     if channels is not None:
         by_channel = partial(channel_order, known) if solvers else None
@@ -181,7 +181,7 @@ def frontier(
         if limit.costs.combine != "sum":
             raise UsageError(f"no frontier over {name}: it is the peak of a map, not a sum; give it as a budget")
     problem = problem_of(table, layers, limits)
-    with naming_rules(layers):
+    with naming_rules(layers, table.formats):
         answers = pareto(problem, range(len(traded)), points)
     damages = [problem.predicted(answer.choice) for answer in answers]
     spent = [[limit.of(answer.choice) for limit in problem.limits[: len(traded)]] for answer in answers]

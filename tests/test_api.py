@@ -35,6 +35,11 @@ def test_allocate_meets_its_budget_on_every_kind_of_model(case, snapshot, effort
     assert solution.evaluations > 0
     again = make_subject(model, batches).error(solution.bitmap)
     assert again.value == solution.error.value, "the stated error is that of the map"
+    said = [search.partition(": ") for search in solution.searches]
+    asked = ["singles", "refine", "refine", "bayes"]
+    assert [name for name, *_ in said] == asked[: len(EFFORTS[effort])]
+    assert all(status in ("local optimum", "evaluations spent") for name, _, status in said if name == "refine")
+    assert Solution.from_json(solution.to_json()).searches == solution.searches
 
 
 def test_same_seed_same_answer(deconv):

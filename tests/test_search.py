@@ -406,7 +406,14 @@ def test_a_doubted_error_is_worse_by_what_its_samples_disagree():
         Measured(sum(e) / 4, 0.0, 4, samples=e) for e in ((2.0, 2, 2, 2), (1.0, 1, 1, 1), (-1.0, 1, 2, 2))
     )
     assert sure.doubted(base, 2.0) == 1.0
-    assert unsure.doubted(base, 2.0) == pytest.approx(1 + 2 * np.std([-3, -1, 0, 0], ddof=1) / 2)
+    assert sure.doubted(base, 50.0) == 1.0, "beyond what a float can hold of a probability"
+    stderr = np.std([-3, -1, 0, 0], ddof=1) / 2
+    assert unsure.doubted(base, 0.0) == 1.0
+    assert unsure.doubted(base, 1.6449) == pytest.approx(1 + 2.3534 * stderr, rel=1e-3), "Student: 95 % of 4 samples"
+    many = [Measured(1.0, 0.0, 400, samples=100 * own.samples) for own in (base, unsure)]
+    assert many[1].doubted(many[0], 1.6449) == pytest.approx(
+        1 + 1.6449 * stderr / 10 * np.sqrt(400 / 399 * 3 / 4), rel=5e-3
+    )
     assert Measured(0.1, 0.0, 2, samples=(0.1, 0.1)).doubted(base, 0.0) == np.inf, "given up half way"
     assert Measured(0.1, 0.0, 4).doubted(base, 2.0) == 0.1, "nothing is known of its samples"
 

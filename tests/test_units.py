@@ -225,6 +225,14 @@ def test_budgets_that_conflict_because_of_a_pin_name_it():
         mpsearch.search(table, layers, ["bits<=7", "bops<=18%"])
 
 
+@pytest.mark.parametrize(("floor", "named"), [(2, ""), (3, ", with b.w held to 3 bits or more")])
+def test_only_floors_that_forbid_something_are_named_in_a_conflict(floor, named):
+    layers = ruled(layers_of("a.w", "b.w"), floor={"b*": floor})
+    table = table_of(layers, parse_formats(["w2", "w8", "w8a4"]))
+    with pytest.raises(InfeasibleBudget, match=rf"cannot be met together[^,]*{named}$"):
+        mpsearch.search(table, layers, ["bits<=7", "bops<=3.5%"])
+
+
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_the_answer_is_the_best_of_all_maps_that_keep_the_rules(data, seed):

@@ -34,7 +34,8 @@ def one_by_one(rows: Tensor, levels: int, steps: Tensor, low: Tensor | float) ->
     """The errors, every value rounded on every grid."""
     values = rows[:, None] * (1 / steps).to(rows.dtype)[:, :, None]
     if isinstance(low, Tensor):
-        codes = values.round().clamp_(low[:, :, None].to(rows.dtype), low[:, :, None].to(rows.dtype) + levels)
+        lowest = low[:, :, None].to(rows.dtype)
+        codes = values.round().clamp_min_(lowest).clamp_max_(lowest + levels)  # one call for both is far slower
     else:
         beside = low % 1
         codes = (values - beside if beside else values).round().clamp_(low - beside, low - beside + levels)

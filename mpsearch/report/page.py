@@ -50,6 +50,7 @@ def _answer(solution: Solution, quality: QualityReport) -> str:
         f"Damage of the map (mean squared change of the output, calibration inputs): "
         f"predicted {solution.predicted:.3e}{true}. "
         f"Additive model: {solution.status}{bound}."
+        + (f" Searched on from there: {', '.join(solution.searches)}." if solution.searches else "")
         + "".join(f"\n\n{sentence[0].upper()}{sentence[1:]}." for sentence in [gains(quality)] if sentence)
     )
 
@@ -220,7 +221,7 @@ def _recovered(before: QualityReport, method: str, after: QualityReport) -> str:
         [label, _interval(own.psnr_db, 2), _interval(own.ssim, 4), _interval(own.figures["fd"].quantized, 3)]
         for label, own in (("nearest weights", before), (f"**{method}**", after))
     ]
-    parts = [f"**Warning: {warning}.**" for warning in after.warnings if warning not in before.warnings]
+    parts = [f"**Warning: {warning}.**" for warning in after.new_warnings(before)]
     parts += [
         markdown(["the same map", "paired PSNR, dB", "paired SSIM", "FD"], rows),
         f"The Fréchet distance of the float generator is {_interval(before.figures['fd'].float, 3)}. The recovery "

@@ -63,6 +63,7 @@ def of_solution(solution: Solution) -> Shown:
     for name, entry in rows.items():
         sheet.add_row(name, *map(number, entry.costs.values()), f"{entry.error.value:.4e}" if entry.error else "–")
     yield sheet
+    yield from (f"searched on, {search}" for search in solution.searches)
     for text, limit in solution.limits.items():
         yield f"budget {text}: {number(solution.costs[text.split('<=')[0]])} <= {number(limit)}"
     if met := solution.target:
@@ -123,7 +124,7 @@ def of_recovery(method: str, seconds: float, before: QualityReport, after: Quali
         fd = quality.figures["fd"].quantized
         sheet.add_row(label, *map(_spread, (quality.psnr_db, quality.ssim, fd)))
     yield sheet
-    yield from (f"warning: {warning}" for warning in after.warnings if warning not in before.warnings)
+    yield from (f"warning: {warning}" for warning in after.new_warnings(before))
 
 
 def _spread(value: Interval | None) -> str:

@@ -38,7 +38,7 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
         InfeasibleBudget: with the smallest feasible value.
     """
     started = time.perf_counter()
-    exact, best, baselines = _searched(problem, solvers)
+    exact, best, baselines, searched = _searched(problem, solvers)
     proposed = problem.predicted(exact.choice)
     bitmap = problem.bitmap(best.choice)
     return Solution(
@@ -53,11 +53,12 @@ def solve(problem: Problem, solvers: Sequence[Solver], costs: Sequence[Limit]) -
         seconds=time.perf_counter() - started,
         method=best.method,
         baselines={name: _report(problem, answer, costs) for name, answer in baselines.items()},
+        searches=tuple(f"{answer.method}: {answer.status}" for answer in searched),
     )
 
 
-def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answer, dict[str, Answer]]:
-    """(the exact answer of the additive model, the best of all, what is reported beside it)."""
+def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answer, dict[str, Answer], list[Answer]]:
+    """(the exact answer of the additive model, the best of all, what is reported beside it, those of the others)."""
     check_feasible(problem)
     proving = next((own for own in solvers if isinstance(own, (Ilp, Lagrange))), Ilp())
     exact, others = proving(problem), [own for own in solvers if own is not proving]
@@ -72,7 +73,7 @@ def _searched(problem: Problem, solvers: Sequence[Solver]) -> tuple[Answer, Answ
     for solver, answer in zip(others, searched, strict=True):
         if _beats(problem, answer, best, getattr(solver, "sure", 0.0)):
             best = answer
-    return exact, best, baselines
+    return exact, best, baselines, searched
 
 
 def _beats(problem: Problem, answer: Answer, best: Answer, sure: float) -> bool:
@@ -100,7 +101,7 @@ def _integers(problem: Problem, solvers: Sequence[Solver]) -> dict[str, Answer]:
     if not problem.allowed[:, ~simple].any() or np.isnan(values).all(axis=1).any():
         return {}
     try:
-        _, best, _ = _searched(replace(problem, damage=replace(problem.damage, values=values)), solvers)
+        _, best, *_ = _searched(replace(problem, damage=replace(problem.damage, values=values)), solvers)
     except InfeasibleBudget:
         return {}
     return {"integers": replace(best, method="integers")}

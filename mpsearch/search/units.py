@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mpsearch.errors import InfeasibleBudget, UsageError
 from mpsearch.search.feasible import check_feasible
-from mpsearch.types import TOLERANCE, BitMap, Layer, Layers, Limit, Measured, Problem, Table, Unit
+from mpsearch.types import TOLERANCE, BitMap, Format, Layer, Layers, Limit, Measured, Problem, Table, Unit
 
 Mask = NDArray[np.bool_]
 NAMED = 3  # pins that a message spells out
@@ -150,10 +150,11 @@ def _rules(layers: Sequence[Layer]) -> list[str]:
 
 
 @contextmanager
-def naming_rules(layers: Layers) -> Iterator[None]:
-    """Budgets that contradict each other may do so because of pins and floors: then those are named too."""
+def naming_rules(layers: Layers, formats: Sequence[Format]) -> Iterator[None]:
+    """Budgets that contradict each other may do so because of pins and floors: then those that forbid one of the
+    formats are named too."""
     try:
         yield
     except InfeasibleBudget as error:
-        rules = _rules(layers)
+        rules = _rules([layer for layer in layers if layer.pin or not all(map(layer.reaches_floor, formats))])
         raise InfeasibleBudget(f"{error}, with {' and '.join(rules)}" if rules else str(error)) from None

@@ -123,6 +123,10 @@ class QualityReport:
     worst_mse: Interval | None = None
     worst_psnr_db: Interval | None = None
 
+    def new_warnings(self, before: QualityReport) -> tuple[str, ...]:
+        """Those that an earlier report of the same run does not have."""
+        return tuple(warning for warning in self.warnings if warning not in before.warnings)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

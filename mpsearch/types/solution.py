@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
+from scipy.special import ndtr, stdtrit
 
 from mpsearch.errors import ArtifactError, UsageError
 from mpsearch.types.bitmap import BitMap
@@ -35,22 +36,27 @@ class Measured:
     samples: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def beats(self, other: Measured, sure: float = 0.0) -> bool:
-        """Whether it is less, by more than ``sure`` standard errors of the difference over the same samples."""
+        """Whether it is less, by more than ``sure`` standard errors of the difference over the same samples, or as
+        many more as make up for few samples (Student 1908)."""
         gain = other.value - self.value
-        return self.n >= other.n and gain > 0 and gain > sure * self._apart(other)  # fewer: given up half way
+        return self.n >= other.n and gain > 0 and gain > self._by_chance(other, sure)  # fewer: given up half way
 
     def doubted(self, base: Measured, doubt: float) -> float:
-        """The value, and on top ``doubt`` standard errors of what it differs from ``base`` by over the same samples.
+        """The value, and on top ``doubt`` standard errors, counted as in :meth:`beats`, of what it differs from
+        ``base`` by.
 
         Infinite where only some samples are known.
         """
-        return math.inf if self.n < base.n else self.value + doubt * self._apart(base)
+        return math.inf if self.n < base.n else self.value + self._by_chance(base, doubt)
 
-    def _apart(self, other: Measured) -> float:
-        """Standard error of the difference over the same samples; 0 where they are not known."""
-        if len(self.samples) < 2 or len(self.samples) != len(other.samples):
+    def _by_chance(self, other: Measured, errors: float) -> float:
+        """What a difference over the same samples exceeds as seldom as a normal one does so many standard errors; 0
+        where the samples are not known."""
+        count = len(self.samples)
+        if count < 2 or count != len(other.samples):
             return 0.0
-        return float(np.subtract(self.samples, other.samples).std(ddof=1)) / math.sqrt(len(self.samples))
+        stderr = float(np.subtract(self.samples, other.samples).std(ddof=1)) / math.sqrt(count)
+        return stderr and stderr * float(stdtrit(count - 1, ndtr(errors)))  # none of no difference, however sure
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "stderr": self.stderr, "n": self.n, "unit": self.unit}
@@ -223,6 +229,7 @@ class Solution:
         dominated: format → units in which it was left out of the search: another costs no more and hurts less.
         peak: range of the float images on the calibration inputs, the peak of a PSNR; None without a generator.
         target: the quality floor that the map meets at the least cost, where one was asked for.
+        searches: what tried to improve on the exact answer, in turn, and how each ended: ``refine: local optimum``.
     """
 
     bitmap: BitMap
@@ -240,6 +247,7 @@ class Solution:
     dominated: Mapping[str, int] = field(default_factory=dict)
     peak: float | None = None
     target: Reached | None = None
+    searches: tuple[str, ...] = ()
 
     @property
     def psnr_db(self) -> float | None:
@@ -272,6 +280,7 @@ class Solution:
             "peak": self.peak,
             "gain_db": self.gain_db,
             "target": self.target.to_json() if self.target else None,
+            "searches": list(self.searches),
         }
 
     @classmethod
@@ -285,6 +294,7 @@ class Solution:
                 dominated=TypeAdapter(dict[str, int]).validate_python(payload.get("dominated", {})),
                 peak=TypeAdapter(float | None).validate_python(payload.get("peak")),
                 target=Reached.from_json(payload["target"]) if payload.get("target") else None,
+                searches=TypeAdapter(tuple[str, ...]).validate_python(payload.get("searches", ())),
                 **{name: TypeAdapter(hints[name]).validate_python(payload[name]) for name in plain},
             )
         except (KeyError, TypeError, AttributeError, ValueError, UsageError, ArtifactError) as error:
