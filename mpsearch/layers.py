@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-from torch.utils.hooks import RemovableHandle
 
 from mpsearch.errors import ModelError, UsageError
 from mpsearch.model import (
-    Joins,
+    Meter,
     channel_axis,
     effective_weight,
     evaluating,
     forward,
     input_axis,
     input_channels,
-    input_tensors,
     state_keys,
     weight_names,
 )
@@ -236,7 +231,7 @@ def _storage(state: dict[str, Any]) -> dict[str, int]:
 
 def _measure(model: nn.Module, batch: Sequence[Any], sites: list[Site]) -> dict[tuple[int, str], _Usage]:
     """MACs and input elements of every site for one sample, from one forward pass with torch's flop formulas."""
-    meter = _Meter()
+    meter = Meter()
     with evaluating(model), torch.no_grad(), ExitStack() as stack:
         for module in model.modules():
             for handle in meter.watch(module):
@@ -278,7 +273,7 @@ def _common(divisions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return divisions[0] if len(set(divisions)) == 1 else ()
 
 
-def _user(model: nn.Module, module: nn.Module, meter: _Meter) -> int:
+def _user(model: nn.Module, module: nn.Module, meter: Meter) -> int:
     """Who runs the weights of ``module``: itself, or the closest ancestor that was called.
 
     ``nn.MultiheadAttention`` reads the weight of its output projection without ever calling that module.
@@ -287,56 +282,3 @@ def _user(model: nn.Module, module: nn.Module, meter: _Meter) -> int:
     while id(model.get_submodule(path)) not in meter.seen and path:
         path = path.rpartition(".")[0]
     return id(model.get_submodule(path))
-
-
-class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Flops and input elements of every called module, its children taken out.
-
-    Counts with the formulas of torch's flop counter. ``FlopCounterMode`` itself cannot be used: its module tracker
-    asks for the gradient of every module input, which a view of a parameter (StyleGAN's constant input) lacks under
-    ``no_grad``.
-    """
-
-    # Products of two activations inside attention belong to no weight; only leaves may use these for their weights.
-    ATTENTION = ("bmm", "scaled_dot_product")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # module -> (MACs, input elements, both of all calls together, input elements of the largest call)
-        self.seen: dict[int, tuple[int, int, int]] = {}
-        self.joins = Joins()
-        self.parts: dict[int, list[tuple[int, ...]]] = {}  # module -> of what its input was joined, every time
-        self._flops = [0, 0]  # outside attention products, in them
-        self._stack: list[tuple[int, list[int]]] = []  # (flops at the start, flops of children)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._overloadpacket not in flop_registry:  # inference mode leaves it to us to take operators apart
-            with self:
-                output = func.decompose(*args, **(kwargs or {}))
-            if output is not NotImplemented:
-                return output
-        output = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            attention = any(word in str(func) for word in self.ATTENTION)
-            self._flops[attention] += int(formula(*args, **(kwargs or {}), out_val=output))
-        return output
-
-    def watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
-        leaf = next(module.children(), None) is None
-        yield module.register_forward_pre_hook(lambda *_: self._stack.append((self._total(leaf), [])), with_kwargs=True)
-        yield module.register_forward_hook(partial(self._leave, leaf), with_kwargs=True)
-
-    def _total(self, leaf: bool) -> int:
-        return sum(self._flops) if leaf else self._flops[0]
-
-    def _leave(self, leaf: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
-        start, nested = self._stack.pop()
-        flops = self._total(leaf) - start
-        if self._stack:
-            self._stack[-1][1].append(flops)
-        inputs = list(input_tensors(module, args, kwargs).values())
-        self.parts.setdefault(id(module), []).extend(self.joins.channels(module, tensor) for tensor in inputs)
-        read = sum(tensor.numel() for tensor in inputs)
-        macs, elements, largest = self.seen.get(id(module), (0, 0, 0))
-        macs += max(0, flops - sum(nested)) // 2
-        self.seen[id(module)] = (macs, elements + read, max(largest, read))

@@ -4,7 +4,8 @@ Nothing here leaves a trace: flags, parameters, buffers, attributes, hooks and r
 error.
 """
 
-from mpsearch.model.joins import Joins, input_axis, input_channels
+from mpsearch.model.joins import input_axis, input_channels
+from mpsearch.model.meter import Meter
 from mpsearch.model.reading import input_tensors, inputs_mapped, map_input
 from mpsearch.model.reuse import Reuse
 from mpsearch.model.running import device_of, evaluating, evaluation_flags, first_tensor, forward, one_line
@@ -20,7 +21,7 @@ from mpsearch.model.weights import (
 )
 
 __all__ = [
-    "Joins",
+    "Meter",
     "Reuse",
     "channel_axis",
     "copy_of",
