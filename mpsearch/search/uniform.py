@@ -19,7 +19,7 @@ class Uniform:
     """The best feasible uniform map: by true error where it can be measured, by the table otherwise.
 
     The starting points of the problem are rivals: beside a better one, a map that is coarser than the best, and without
-    hope, is given up early.
+    hope, is given up early, and so are those that are coarser still.
     """
 
     def __call__(self, problem: Problem) -> Answer:
@@ -31,13 +31,18 @@ class Uniform:
         if problem.evaluate is not None:
             least = problem.measured(best)
             rivals = [problem.measured(start) for start in problem.starts]
+            given_up: list[Choice] = []
             for choice in maps[1:]:
                 coarser = _coarser(problem, choice, best)
                 if coarser and _plainly_worse(problem, choice, best, least.value):
                     continue
+                if any(_coarser(problem, choice, hopeless) for hopeless in given_up):
+                    continue
                 rival = min([*rivals, least] if coarser else [least], key=lambda known: known.value)
                 found = problem.measured(choice, rival)  # on a part of the samples where that is plainly enough
-                if found.n == least.n and found.value < least.value:
+                if found.n < least.n:
+                    given_up.append(choice)
+                elif found.value < least.value:
                     best, least = choice, found
         return Answer("uniform", best, "feasible")
 
