@@ -278,6 +278,25 @@ def test_the_best_uniform_map_is_known_beside_a_far_better_answer():
     assert solution.baselines["uniform"].error.value == 1.5
 
 
+def test_uniform_maps_coarser_than_one_without_hope_are_not_run():
+    formats = tuple(map(Format.parse, ("w4", "w3", "w3a8", "w4z")))
+    units = (Unit("a.weight"), Unit("b.weight"))
+    truth = {"w4": 2.0, "w3": 2.4, "w3a8": 2.4, "w4z": 1.9}
+    asked = []
+
+    def race(bitmap, rival):
+        asked.append({str(format) for format in bitmap.values()}.pop())
+        value = truth[asked[-1]]
+        return Measured(value, 0.0, 1 if value > rival.value else 4)
+
+    def evaluate(bitmap):
+        return race(bitmap, Measured(np.inf, 0.0, 4))
+
+    damage = Table(units, formats, np.tile([1.0, 1.1, 1.2, 1.3], (2, 1)), np.zeros((2, 4)), "mse", "test")
+    assert Uniform()(Problem(damage, (), evaluate, race=race)).choice.tolist() == [3, 3]
+    assert asked == ["w4", "w3", "w4z"], "w3a8 is coarser than w3, w4z is not"
+
+
 def test_uniform_falls_back_to_weights_where_activations_cannot_be_quantized():
     formats = (Format.parse("w4a8"), Format.parse("w4"))
     values = np.array([[1.0, np.nan], [np.nan, 1.0]])
