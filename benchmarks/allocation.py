@@ -80,7 +80,7 @@ def cases() -> dict[str, Callable[[], tuple[nn.Module, Batches, Batches]]]:
         "dcgan-faces": lambda: latents(load_published("dcgan-faces"), 100, 1, 1),
         "srvgg-x4": lambda: photographs("srvgg-x4"),
         "upconv7-x2": lambda: photographs("upconv7-x2"),
-        "terrain-unet": lambda: configured("zoo-terrain-unet", 4, 16, 4),  # 0.5 s a sample: few must do
+        "terrain-unet": lambda: configured("zoo-terrain-unet", 16, 64, 4),
     }
     return {name: case for name, case in found.items() if name in ONLY and (name not in PUBLISHED or at_hand(name))}
 

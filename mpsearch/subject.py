@@ -17,7 +17,8 @@ from mpsearch.quant import Grid, InputGrid, Observed, WeightBank, applied, input
 from mpsearch.types import FLOAT, BitMap, Format, Layer, Layers, Measured, activations_of
 
 HOPELESS = 4.0  # standard errors
-FEW = 8  # samples that say nothing about hope
+FEW = 8  # samples that say nothing about hope,
+WORSE = 2.0  # unless they alone outweigh the rival's whole error so many times: errors are never negative
 SAME = 1e-3  # of the largest pixel: kernels differ in the last bits between batch sizes
 Memo = MutableMapping[str, list[float]]  # what was measured once, by name; a run folder keeps it on disk
 
@@ -214,7 +215,11 @@ class Subject:
 
 def hopeless(samples: Sequence[float], rival: Sequence[float]) -> bool:
     """Whether the first samples of a map leave no hope that all of them together beat the rival's."""
-    if len(samples) < max(FEW, len(rival) / 4):
+    if len(samples) < len(rival) / 4:
+        return False
+    if sum(samples) > WORSE * sum(rival):
+        return True
+    if len(samples) < FEW:
         return False
     mean, stderr = mean_and_stderr([mine - other for mine, other in zip(samples, rival, strict=False)])
     return mean > HOPELESS * stderr

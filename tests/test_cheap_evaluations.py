@@ -118,6 +118,13 @@ def test_hope_needs_a_paired_difference_beyond_doubt():
     assert not subjects.hopeless(worse[:15], rival)  # less than a quarter says nothing
 
 
+def test_a_few_samples_that_outweigh_the_whole_rival_twice_leave_no_hope():
+    rival = [1.0] * 16
+    assert subjects.hopeless([8.1] * 4, rival)
+    assert not subjects.hopeless([7.9] * 4, rival)  # four samples may vary by chance
+    assert not subjects.hopeless([100.0] * 3, rival)  # less than a quarter says nothing
+
+
 def test_the_answer_is_the_same_without_the_tricks(case, monkeypatch):
     model, batches = case
     found = mpsearch.allocate(model, batches, ["bits<=3.5"], effort="standard")

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from mpsearch import Budget, InfeasibleBudget, Table, Unit, UsageError
 from mpsearch.search import SOLVERS, Bayes, Ilp, Refine, Singles, SizeOnly, Uniform, core, solve
+from mpsearch.search.diverse import diverse
 from mpsearch.search.relaxation import relaxed
 from mpsearch.types import Format, Limit, Measured, Problem, parse_formats
 
@@ -398,6 +400,39 @@ def test_more_starts_are_never_worse():
         assert four <= one
 
 
+@pytest.mark.parametrize(("effect", "spent"), [(1e-4, 1 + 8), (0.1, 1 + 32)])
+def test_refine_ends_where_moves_do_not_matter(effect, spent):
+    """The exact solution is the best map; every other one is worse, by next to nothing or by a tenth."""
+    bits = np.array([[f.bits for f in FORMATS]] * 12, float) / 12
+    damage = 4.0 ** -np.array([[f.bits for f in FORMATS]] * 12, float)
+    plain = problem(damage, (bits, 4.0))
+    best = plain.bitmap(Ilp()(plain).choice)
+    tried = set()
+
+    def evaluate(bitmap, rival=None):
+        tried.add(bitmap)
+        return Measured(1.0 if bitmap == best else 1.0 + effect, 0.0, 1)
+
+    answer = Refine(evaluations=500)(replace(plain, evaluate=evaluate))
+    assert plain.bitmap(answer.choice) == best
+    assert len(tried) == spent
+
+
+@pytest.mark.parametrize("times", [5.0, 50.0])
+def test_refine_does_not_descend_from_afar(times):
+    """A start many times as bad as the first makes room for a near-optimal map of the table."""
+    truth, asked = Squared(1), []
+    near, other = diverse(truth.task, 2)
+    far = truth.task.bitmap(np.zeros_like(near))
+
+    def evaluate(bitmap, rival=None):
+        asked.append(bitmap)
+        return Measured(times if bitmap == far else 1.0, 0.0, 1)
+
+    Refine(restarts=2)(replace(truth.task, evaluate=evaluate, starts=(near, np.zeros_like(near))))
+    assert (truth.task.bitmap(other) in asked[2:4]) == (times > 10)
+
+
 def test_refine_doubts_what_a_few_samples_say():
     """One map is better on all inputs, another looks better still, but only for one of them."""
     bits = np.array([[f.bits for f in FORMATS[:2]]] * 2, float) / 2
@@ -456,9 +491,12 @@ def test_singles_stand_on_measured_cells():
     assert answer.status == "stands on measured cells"
     assert all(len(bitmap) == 1 for bitmap in measured)
     assert len(measured) <= 32
-    short = Singles(evaluations=1)(task)
+    short = Singles(evaluations=4)(task)
     assert short.status == "feasible"
     assert task.feasible(short.choice)
+    none = Singles(evaluations=1)(task)
+    assert none.status == "4 units are too many to measure"
+    assert none.choice.tolist() == Ilp()(task).choice.tolist()
 
 
 def test_singles_doubt_what_was_not_measured():

@@ -17,6 +17,9 @@ Array = NDArray[np.float64]
 MOVES = 512  # proposals ranked at a time
 DAMPING = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the curvature: the more, the shorter the leap
 SECONDS = 2.0  # for the exact solution of one leap
+SLIGHT = 0.005  # of the error, 0.02 dB: moves that change less do not matter,
+HASTE = 4  # and try the patience as so many others
+FAR = 10.0  # times the error of the first starting point: too far to descend from
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class Refine:
 
     Attributes:
         evaluations: true evaluations to spend, those of the starting points included.
-        restarts: starting points to descend from, best first.
+        restarts: starting points to descend from, best first; near-optimal maps of the table where too few are good.
         others: near-optimal maps of the table, as different as can be, among the starting points.
-        patience: moves in a row that may fail before a map is called a local optimum.
+        patience: moves in a row that may fail before a map is called a local optimum; of slight ones a quarter: with
+            hundreds of layers a single move is nothing beside a leap.
         doubt: standard errors of a gain over the first starting point that are not believed. A hundred maps judged on
             the same inputs: the one that looks best there owes it in part to a few of them.
         sure: standard errors of the paired difference by which the answer must beat what else is known.
@@ -60,6 +64,8 @@ class Refine:
             starts = (*starts, *diverse(problem, self.others))
         tried = {tuple(start): problem.measured(start) for start in starts}
         base = tried[tuple(starts[0])]
+        if sum(start.value <= FAR * base.value for start in tried.values()) < self.restarts:
+            tried |= {tuple(start): problem.measured(start) for start in diverse(problem, self.restarts)}
 
         def error(choice: Choice | tuple[int, ...]) -> float:
             return tried[tuple(choice)].doubted(base, self.doubt)
@@ -77,10 +83,10 @@ class Refine:
         error: Callable[[Choice], float],
     ) -> bool:
         """Whether it ends in a local optimum."""
-        model = _Model(problem)
+        model, failed = _Model(problem), 0
         while True:
             model.move_to(best)
-            here, failed, moved = tried[tuple(best)], 0, False
+            here, moved = tried[tuple(best)], False
             for choice in model.proposals():
                 if failed >= self.patience:
                     break
@@ -89,11 +95,15 @@ class Refine:
                 if len(tried) >= self.evaluations:
                     return False
                 found = tried[tuple(choice)] = problem.measured(choice, here)
-                model.learn(choice, _change(here, found))
-                if moved := error(choice) < error(best):
+                known = len(here.samples) // 4  # of maps given up half way, too
+                old, new = _mean(here, known), _mean(found, known)
+                model.learn(choice, new - old)
+                slight = abs(new - old) < SLIGHT * old
+                moved = error(choice) < error(best)
+                failed = 0 if moved and not slight else failed + (HASTE if slight else 1)
+                if moved:
                     best = choice
                     break
-                failed += 1
             if not moved:
                 return True
 
@@ -144,11 +154,9 @@ class _Model:
         return replace(self.problem.damage, values=values)
 
 
-def _change(here: Measured, there: Measured) -> float:
-    """Of the error, over the first quarter of the samples: that much is known of maps given up half way too."""
-    if count := len(here.samples) // 4:
-        return float(np.mean(there.samples[:count]) - np.mean(here.samples[:count]))
-    return there.value - here.value
+def _mean(measured: Measured, count: int) -> float:
+    """Over the first samples; over all of them where ``count`` is 0."""
+    return float(np.mean(measured.samples[:count])) if count else measured.value
 
 
 def _neighbours(problem: Problem, choice: Choice) -> list[Choice]:

@@ -17,6 +17,8 @@ class Singles:
 
     An estimate is first order and of few probes: what it calls too dear may be cheap, and nobody would find out. So a
     cell counts in full only once one unit has been quantized for real; until then it has the benefit of the doubt.
+    Where that end is out of reach, with evaluations for less than half of the units, it measures none: hundreds of
+    small errors are a matter for a search that moves all units at once.
 
     Attributes:
         evaluations: true evaluations to spend, where most damage is predicted first.
@@ -43,6 +45,8 @@ class Singles:
             damage = np.where(known, values, trust * values)
             return Ilp()(replace(problem, damage=replace(problem.damage, values=damage))).choice
 
+        if len(problem.units) > 2 * self.evaluations:
+            return Answer("singles", solved(1.0), f"{len(problem.units)} units are too many to measure")
         while True:
             choice = solved(1 - self.doubt)
             order = np.argsort(-values[rows, choice], kind="stable")
